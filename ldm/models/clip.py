@@ -1,0 +1,118 @@
+"""The CLIP text transformer, one class for every tower; names are those of transformers' CLIPTextModel, as the official files have CLIP-L.
+
+Source: Radford et al. 2021; generative-models `sgm/modules/encoders/modules.py`. LayerNorm eps 1e-5, pre-norm, causal.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.models.shapes import TowerShape
+from ldm.ops.attention import attention
+
+
+class TextOutput(NamedTuple):
+    penultimate: Tensor  # (B, 77, W): after the last layer but one, without the final norm: SDXL's context
+    last: Tensor  # (B, 77, W): after the last layer, without the final norm
+    pooled: Tensor | None  # (B, P): final norm at the first end token, projected
+
+
+class CLIPText(nn.Module):
+    """Token ids (B, 77) -> TextOutput."""
+
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.text_model = TextModel(shape)
+        self.text_projection = nn.Parameter(torch.empty(shape.width, shape.projection)) if shape.projection else None
+        if self.text_projection is not None:
+            nn.init.normal_(self.text_projection, std=shape.width**-0.5)
+
+    def forward(self, ids: Tensor) -> TextOutput:
+        penultimate, last = self.text_model(ids)
+        return TextOutput(penultimate, last, self._pool(ids, last))
+
+    def _pool(self, ids: Tensor, last: Tensor) -> Tensor | None:
+        if self.text_projection is None:
+            return None
+        end = (ids == self.shape.vocab - 1).int().argmax(-1)  # the first end token; padding may repeat it
+        rows = last[torch.arange(ids.shape[0], device=ids.device), end]  # (B, W)
+        return self.text_model.final_layer_norm(rows) @ self.text_projection
+
+
+class TextModel(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(shape)
+        self.encoder = Encoder(shape)
+        self.final_layer_norm = nn.LayerNorm(shape.width, eps=1e-5)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        h = penultimate = self.embeddings(ids)  # (B, 77, W)
+        for layer in self.encoder.layers:
+            penultimate, h = h, layer(h)
+        return penultimate, h
+
+
+class Embeddings(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(shape.vocab, shape.width)
+        self.position_embedding = nn.Embedding(shape.length, shape.width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class Encoder(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
+
+
+class Layer(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(shape.width, eps=1e-5)
+        self.self_attn = SelfAttention(shape)
+        self.layer_norm2 = nn.LayerNorm(shape.width, eps=1e-5)
+        self.mlp = MLP(shape)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h + self.self_attn(self.layer_norm1(h))
+        return h + self.mlp(self.layer_norm2(h))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.q_proj = nn.Linear(shape.width, shape.width)
+        self.k_proj = nn.Linear(shape.width, shape.width)
+        self.v_proj = nn.Linear(shape.width, shape.width)
+        self.out_proj = nn.Linear(shape.width, shape.width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = (rearrange(proj(h), "B T (H D) -> B H T D", H=self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return self.out_proj(rearrange(attention(q, k, v, causal=True), "B H T D -> B T (H D)"))
+
+
+class MLP(nn.Module):
+    def __init__(self, shape: TowerShape) -> None:
+        super().__init__()
+        self.activation = quick_gelu if shape.activation == "quick_gelu" else F.gelu
+        self.fc1 = nn.Linear(shape.width, shape.mlp)
+        self.fc2 = nn.Linear(shape.mlp, shape.width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(h)))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x): OpenAI's CLIP was trained with this approximation, OpenCLIP's bigG with the exact GELU."""
+    return x * torch.sigmoid(1.702 * x)

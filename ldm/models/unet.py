@@ -1,0 +1,278 @@
+"""The UNet of latent diffusion models: SDXL base and refiner, and by its numbers SD 1.x and 2.x; names are the checkpoint's.
+
+Source: Rombach et al. 2022, Podell et al. 2023; generative-models `sgm/modules/diffusionmodules/openaimodel.py`.
+GroupNorm eps is 1e-5 in residual blocks and `out`, 1e-6 in the spatial transformers; LayerNorm eps 1e-5; the GELU is the exact one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.models.shapes import UNetShape
+from ldm.ops.attention import attention
+from ldm.ops.embedding import sinusoid
+
+Shifts = list[Tensor]  # one (R, C) a residual block: what the time and size embeddings add there
+Keys = list[tuple[Tensor, Tensor]]  # one pair a cross-attention: keys and values of the text, (R, H, S, D) each
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that does not depend on x: made once a prompt, for R rows of conditioning."""
+
+    keys: Keys
+    shifts: list[Shifts]  # by step
+
+    def repeat(self, count: int) -> Self:
+        """For `count` pictures a row, in the order row 0, row 0, ..., row 1, row 1, ..."""
+        keys = [(k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.keys]
+        return replace(self, keys=keys, shifts=[[shift.repeat_interleave(count, 0) for shift in step] for step in self.shifts])
+
+
+class UNet(nn.Module):
+    """x (R, C, H/8, W/8), text and sizes -> the prediction (epsilon or v), of x's shape."""
+
+    def __init__(self, shape: UNetShape) -> None:
+        super().__init__()
+        self.shape = shape
+        wide = 4 * shape.model_channels
+        self.time_embed = mlp(shape.model_channels, wide)
+        if shape.vector_dim:
+            self.label_emb = nn.Sequential(mlp(shape.vector_dim, wide))
+        self.input_blocks, skips = build_input(shape)
+        width = skips[-1]
+        self.middle_block = Stage(ResBlock(shape, width, width), *transformer(shape, width, shape.middle_depth), ResBlock(shape, width, width))
+        self.output_blocks = build_output(shape, skips)
+        width = shape.model_channels * shape.channel_mult[0]
+        self.out = nn.Sequential(nn.GroupNorm(shape.norm_groups, width), nn.SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1))
+
+    def prepare(self, context: Tensor, vector: Tensor | None, ts: Sequence[float]) -> Prepared:
+        """context (R, S, D), vector (R, V), training step indices -> the text's keys and values, and the shifts of all steps."""
+        return Prepared(self.keys(context), self.shifts(vector, ts))
+
+    def keys(self, context: Tensor) -> Keys:
+        """Keys and values of context (R, S, D) for every cross-attention."""
+        return [block.keys(context) for block in self.modules() if isinstance(block, CrossAttention)]
+
+    def shifts(self, vector: Tensor | None, ts: Sequence[float]) -> list[Shifts]:
+        """What each residual block adds at each of the steps `ts`; vector is (R, V)."""
+        weight = self.time_embed[0].weight
+        t = torch.tensor(ts, dtype=torch.float32, device=weight.device)
+        emb = self.embed(t, None)[:, None]  # (T, 1, E)
+        if vector is not None:
+            emb = emb + self.label_emb(vector.to(weight.dtype))  # (T, R, E)
+        blocks = [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+        return [[block[i] for block in blocks] for i in range(len(ts))]
+
+    def embed(self, t: Tensor, vector: Tensor | None) -> Tensor:
+        """t (B,), vector (B, V) -> (B, E)."""
+        emb: Tensor = self.time_embed(sinusoid(t, self.shape.model_channels).to(self.time_embed[0].weight.dtype))
+        return emb if vector is None else emb + self.label_emb(vector)
+
+    def forward(self, x: Tensor, prepared: Prepared, i: int) -> Tensor:
+        """One evaluation at step i of those prepared."""
+        shifts, keys = iter(prepared.shifts[i]), iter(prepared.keys)
+        h, skips = x, []
+        for stage in self.input_blocks:
+            h = stage(h, shifts, keys)
+            skips.append(h)
+        h = self.middle_block(h, shifts, keys)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), shifts, keys)
+        h = self.out(h)
+        return h
+
+    def denoise(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor | None) -> Tensor:
+        """One evaluation with a step of its own for each row, t (B,), as training needs it."""
+        emb = self.embed(t, vector)
+        shifts = [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
+        return self.forward(x, Prepared(self.keys(context), [shifts]), 0)
+
+
+def build_input(shape: UNetShape) -> tuple[nn.ModuleList, list[int]]:
+    """The descending half, and the widths of its skip connections."""
+    width = shape.model_channels
+    stages, skips = [Stage(nn.Conv2d(shape.in_channels, width, 3, padding=1))], [width]
+    for level, mult in enumerate(shape.channel_mult):
+        for _ in range(shape.num_res_blocks):
+            before, width = width, shape.model_channels * mult
+            stages.append(Stage(ResBlock(shape, before, width), *transformer(shape, width, shape.transformer_depth[level])))
+            skips.append(width)
+        if level < len(shape.channel_mult) - 1:
+            stages.append(Stage(Downsample(width)))
+            skips.append(width)
+    return nn.ModuleList(stages), skips
+
+
+def build_output(shape: UNetShape, skips: Sequence[int]) -> nn.ModuleList:
+    """The ascending half: one block more a level, each after a concatenation with a skip."""
+    stages, width, waiting = [], skips[-1], list(skips)
+    for level, mult in reversed(list(enumerate(shape.channel_mult))):
+        for block in range(shape.num_res_blocks + 1):
+            before, width = width + waiting.pop(), shape.model_channels * mult
+            layers: list[nn.Module] = [ResBlock(shape, before, width), *transformer(shape, width, shape.transformer_depth[level])]
+            if level and block == shape.num_res_blocks:
+                layers.append(Upsample(width))
+            stages.append(Stage(*layers))
+    return nn.ModuleList(stages)
+
+
+def transformer(shape: UNetShape, width: int, depth: int) -> list[nn.Module]:
+    return [SpatialTransformer(shape, width, depth)] if depth else []
+
+
+def mlp(before: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(before, width), nn.SiLU(), nn.Linear(width, width))
+
+
+class Stage(nn.Sequential):
+    """Layers in a row; each takes from the prepared conditioning what is its own."""
+
+    def forward(self, h: Tensor, shifts: Iterator[Tensor], keys: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                h = layer(h, next(shifts))
+            elif isinstance(layer, SpatialTransformer):
+                h = layer(h, keys)
+            else:
+                h = layer(h)
+        return h
+
+
+class ResBlock(nn.Module):
+    def __init__(self, shape: UNetShape, before: int, width: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(shape.norm_groups, before), nn.SiLU(), nn.Conv2d(before, width, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * shape.model_channels, width))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(shape.norm_groups, width), nn.SiLU(), nn.Identity(), nn.Conv2d(width, width, 3, padding=1)
+        )  # the file numbers a dropout between
+        self.skip_connection = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+
+    def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+        h = self.in_layers(x) + rearrange(shift, "B C -> B C 1 1")
+        h = self.skip_connection(x) + self.out_layers(h)
+        return h
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer blocks over the positions of a feature map."""
+
+    def __init__(self, shape: UNetShape, width: int, depth: int) -> None:
+        super().__init__()
+        self.linear = shape.linear_proj
+        self.norm = nn.GroupNorm(shape.norm_groups, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(shape, width) for _ in range(depth))
+        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, keys: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        height = x.shape[2]
+        h = self.norm(x)
+        h = h if self.linear else self.proj_in(h)
+        h = rearrange(h, "B C H W -> B (H W) C")
+        h = self.proj_in(h) if self.linear else h
+        for block in self.transformer_blocks:
+            h = block(h, *next(keys))
+        h = self.proj_out(h) if self.linear else h
+        h = rearrange(h, "B (H W) C -> B C H W", H=height)
+        return x + (h if self.linear else self.proj_out(h))
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, shape: UNetShape, width: int) -> None:
+        super().__init__()
+        heads = shape.num_heads or width // shape.head_dim
+        self.attn1 = SelfAttention(width, width, heads)
+        self.ff = FeedForward(width)
+        self.attn2 = CrossAttention(width, shape.context_dim, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.norm3 = nn.LayerNorm(width)
+
+    def forward(self, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        h = h + self.attn1(self.norm1(h))
+        h = h + self.attn2(self.norm2(h), k, v)
+        return h + self.ff(self.norm3(h))
+
+
+class Attention(nn.Module):
+    """Projections of queries from h (B, T, C) and of keys and values from a source (B, S, D)."""
+
+    def __init__(self, width: int, source: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(source, width, bias=False)
+        self.to_v = nn.Linear(source, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def split(self, h: Tensor) -> Tensor:
+        return rearrange(h, "B T (H D) -> B H T D", H=self.heads)
+
+    def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split(self.to_k(source)), self.split(self.to_v(source))
+
+    def attend(self, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = self.to_out(rearrange(attention(self.split(self.to_q(h)), k, v), "B H T D -> B T (H D)"))
+        return out
+
+
+class SelfAttention(Attention):
+    def forward(self, h: Tensor) -> Tensor:
+        return self.attend(h, *self.keys(h))
+
+
+class CrossAttention(Attention):
+    def forward(self, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return self.attend(h, k, v)
+
+
+class GEGLU(nn.Module):
+    """x * gelu(gate), both from one projection, x first (Shazeer 2020)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, h: Tensor) -> Tensor:
+        x, gate = self.proj(h).chunk(2, dim=-1)
+        gated: Tensor = x * F.gelu(gate)
+        return gated
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        out: Tensor = self.net(h)
+        return out
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.op(h)
+        return h
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return h

@@ -1,0 +1,66 @@
+"""The text class: activations, causality, pooling at the first end token, OpenCLIP's names both ways."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm.checkpoint.rename import from_open_clip, open_clip_sources, to_open_clip
+from ldm.models.clip import CLIPText, quick_gelu
+from ldm.models.shapes import load_family
+from tests.models.tiny import drawn, tiny
+
+
+def test_official_activations_and_norms() -> None:
+    large, big = load_family("sdxl-base").towers
+    assert (large.activation, big.activation) == ("quick_gelu", "gelu")
+    assert (large.pad_token, big.pad_token) == (49407, 0)
+    with torch.device("meta"):
+        tower = CLIPText(large)
+    assert {module.eps for module in tower.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-5}
+    x = torch.linspace(-3, 3, 7)
+    assert torch.allclose(quick_gelu(x), x / (1 + torch.exp(-1.702 * x)))
+
+
+@torch.no_grad()
+def test_causal_and_pooled_at_the_first_end() -> None:
+    tower = drawn(CLIPText(tiny("sdxl-base").towers[1]))
+    ids = torch.full((1, 77), 0)
+    ids[0, :4] = torch.tensor([49406, 320, 1125, 49407])
+    other = ids.clone()
+    other[0, 10], other[0, 20] = 777, 49407  # after the end: must not matter for what stands before
+    ours, changed = tower(ids), tower(other)
+    assert torch.equal(ours.penultimate[:, :10], changed.penultimate[:, :10])
+    assert not torch.equal(ours.penultimate[:, 10:], changed.penultimate[:, 10:])
+    assert torch.equal(ours.pooled, changed.pooled)
+    norm = tower.text_model.final_layer_norm
+    assert torch.allclose(ours.pooled, norm(ours.last[:, 3]) @ tower.text_projection, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [3])
+def test_open_clip_names_round_trip(layers: int) -> None:
+    tower = drawn(CLIPText(tiny("sdxl-base").towers[1]))
+    state = tower.state_dict()
+    theirs = to_open_clip(state, layers)
+    back = from_open_clip(theirs, layers)
+    assert back.keys() == state.keys() == open_clip_sources(layers).keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    width = tower.shape.width
+    assert theirs["transformer.resblocks.0.attn.in_proj_weight"].shape == (3 * width, width)
+    assert torch.equal(theirs["transformer.resblocks.0.attn.in_proj_weight"][width : 2 * width], state["text_model.encoder.layers.0.self_attn.k_proj.weight"])
+
+
+@torch.no_grad()
+def test_beside_open_clip() -> None:
+    """OpenCLIP's own text transformer with our weights under its names: hidden states and pooled vector."""
+    transformer = pytest.importorskip("open_clip.transformer", reason="open_clip does not import beside this torch", exc_type=Exception)
+    tower = drawn(CLIPText(tiny("sdxl-base").towers[1]))
+    shape = tower.shape
+    theirs = transformer.TextTransformer(
+        context_length=77, vocab_size=shape.vocab, width=shape.width, heads=shape.heads, layers=shape.layers, output_dim=shape.projection, pool_type="argmax"
+    )
+    state = {name: tensor for name, tensor in to_open_clip(tower.state_dict(), shape.layers).items()}
+    theirs.load_state_dict(state, strict=False)
+    ids = torch.zeros(2, 77, dtype=torch.long)
+    ids[0, :4], ids[1, :6] = torch.tensor([49406, 320, 1125, 49407]), torch.tensor([49406, 2368, 539, 320, 1929, 49407])
+    assert torch.allclose(tower(ids).pooled, theirs.eval()(ids), atol=1e-5)
