@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from ldm.errors import InputError
 from ldm.resources import read_toml
@@ -21,17 +21,18 @@ class _Numbers:
         known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
         wrong = sorted(set(values) ^ set(known))
         if wrong:
-            raise InputError(f"{cls.__name__}: {'unknown' if wrong[0] in values else 'missing'} key {wrong[0]!r}: the keys are {', '.join(known)}")
+            what = "unknown" if wrong[0] in values else "missing"
+            raise InputError(f"{cls.__name__}: {what} key {wrong[0]!r}: the keys are {', '.join(known)}")
         hints = get_type_hints(cls)
         return cls(**{key: _convert(f"{cls.__name__}.{key}", hints[key], value) for key, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
+        return asdict(self)  # type: ignore[call-overload]
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
     """`value` as `kind`, where kind is a scalar, a tuple of one kind, a Literal or a nested dataclass."""
-    origin, args = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    origin, args = get_origin(kind), get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(name, args[0], item) for item in value)
     if isinstance(kind, type) and issubclass(kind, _Numbers) and isinstance(value, Mapping):
@@ -114,7 +115,8 @@ class Family(_Numbers):
         pooled = self.towers[-1].projection
         count = sum(1 if number == "aesthetic" else 2 for number in self.numbers)
         if self.unet.vector_dim != (pooled + count * self.size_embedding if self.numbers else 0):
-            raise InputError(f"family {self.name}: vector_dim {self.unet.vector_dim} is not pooled {pooled} + {count} numbers of {self.size_embedding}")
+            wide = f"pooled {pooled} + {count} numbers of {self.size_embedding}"
+            raise InputError(f"family {self.name}: vector_dim {self.unet.vector_dim} is not {wide}")
         if self.unet.context_dim != sum(tower.width for tower in self.towers):
             raise InputError(f"family {self.name}: context_dim {self.unet.context_dim} is not the sum of the towers' widths")
 

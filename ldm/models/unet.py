@@ -47,8 +47,7 @@ class UNet(nn.Module):
         if shape.vector_dim:
             self.label_emb = nn.Sequential(mlp(shape.vector_dim, wide))
         self.input_blocks, skips = build_input(shape)
-        width = skips[-1]
-        self.middle_block = Stage(ResBlock(shape, width, width), *transformer(shape, width, shape.middle_depth), ResBlock(shape, width, width))
+        self.middle_block = build_middle(shape, skips[-1])
         self.output_blocks = build_output(shape, skips)
         width = shape.model_channels * shape.channel_mult[0]
         self.out = nn.Sequential(nn.GroupNorm(shape.norm_groups, width), nn.SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1))
@@ -63,7 +62,7 @@ class UNet(nn.Module):
 
     def shifts(self, vector: Tensor | None, ts: Sequence[float]) -> list[Shifts]:
         """What each residual block adds at each of the steps `ts`; vector is (R, V)."""
-        weight = self.time_embed[0].weight
+        weight = next(self.parameters())
         t = torch.tensor(ts, dtype=torch.float32, device=weight.device)
         emb = self.embed(t, None)[:, None]  # (T, 1, E)
         if vector is not None:
@@ -73,7 +72,7 @@ class UNet(nn.Module):
 
     def embed(self, t: Tensor, vector: Tensor | None) -> Tensor:
         """t (B,), vector (B, V) -> (B, E)."""
-        emb: Tensor = self.time_embed(sinusoid(t, self.shape.model_channels).to(self.time_embed[0].weight.dtype))
+        emb: Tensor = self.time_embed(sinusoid(t, self.shape.model_channels).to(next(self.parameters()).dtype))
         return emb if vector is None else emb + self.label_emb(vector)
 
     def forward(self, x: Tensor, prepared: Prepared, i: int) -> Tensor:
@@ -85,9 +84,9 @@ class UNet(nn.Module):
             skips.append(h)
         h = self.middle_block(h, shifts, keys)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), shifts, keys)
-        h = self.out(h)
-        return h
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = stage(h, shifts, keys, skips[-1].shape[2:] if skips else None)
+        return self.out(h)
 
     def denoise(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor | None) -> Tensor:
         """One evaluation with a step of its own for each row, t (B,), as training needs it."""
@@ -109,6 +108,10 @@ def build_input(shape: UNetShape) -> tuple[nn.ModuleList, list[int]]:
             stages.append(Stage(Downsample(width)))
             skips.append(width)
     return nn.ModuleList(stages), skips
+
+
+def build_middle(shape: UNetShape, width: int) -> Stage:
+    return Stage(ResBlock(shape, width, width), *transformer(shape, width, shape.middle_depth), ResBlock(shape, width, width))
 
 
 def build_output(shape: UNetShape, skips: Sequence[int]) -> nn.ModuleList:
@@ -133,14 +136,18 @@ def mlp(before: int, width: int) -> nn.Sequential:
 
 
 class Stage(nn.Sequential):
-    """Layers in a row; each takes from the prepared conditioning what is its own."""
+    """Layers in a row; each takes from the prepared conditioning what is its own. `size` is that of the skip which comes next."""
 
-    def forward(self, h: Tensor, shifts: Iterator[Tensor], keys: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, h: Tensor, shifts: Iterator[Tensor], keys: Iterator[tuple[Tensor, Tensor]], size: torch.Size | None = None
+    ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, next(shifts))
             elif isinstance(layer, SpatialTransformer):
                 h = layer(h, keys)
+            elif isinstance(layer, Upsample):
+                h = layer(h, size)
             else:
                 h = layer(h)
         return h
@@ -158,8 +165,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         h = self.in_layers(x) + rearrange(shift, "B C -> B C 1 1")
-        h = self.skip_connection(x) + self.out_layers(h)
-        return h
+        return self.skip_connection(x) + self.out_layers(h)
 
 
 class SpatialTransformer(nn.Module):
@@ -264,15 +270,15 @@ class Downsample(nn.Module):
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = self.op(h)
-        return h
+        return self.op(h)
 
 
 class Upsample(nn.Module):
+    """To twice the size, or one less where the way down met an odd one: the rule of ComfyUI and diffusers."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, h: Tensor) -> Tensor:
-        h = self.conv(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return h
+    def forward(self, h: Tensor, size: torch.Size) -> Tensor:
+        return self.conv(F.interpolate(h, size=size, mode="nearest"))

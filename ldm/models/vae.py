@@ -90,8 +90,7 @@ class Level(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         for block in self.block:
             h = block(h)
-        h = self.upsample(self.downsample(h))
-        return h
+        return self.upsample(self.downsample(h))
 
 
 class Middle(nn.Module):
@@ -102,8 +101,7 @@ class Middle(nn.Module):
         self.block_2 = ResnetBlock(width, width, groups)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = self.block_2(self.attn_1(self.block_1(h)))
-        return h
+        return self.block_2(self.attn_1(self.block_1(h)))
 
 
 class ResnetBlock(nn.Module):
@@ -118,8 +116,7 @@ class ResnetBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
-        h = self.nin_shortcut(x) + h
-        return h
+        return self.nin_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ldm.models.clip import CLIPText
-from ldm.models.shapes import TowerShape, UNetShape, VAEShape
+from ldm.models.shapes import TowerShape, UNetShape
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
 

@@ -47,7 +47,10 @@ def test_open_clip_names_round_trip(layers: int) -> None:
     assert all(torch.equal(back[name], state[name]) for name in state)
     width = tower.shape.width
     assert theirs["transformer.resblocks.0.attn.in_proj_weight"].shape == (3 * width, width)
-    assert torch.equal(theirs["transformer.resblocks.0.attn.in_proj_weight"][width : 2 * width], state["text_model.encoder.layers.0.self_attn.k_proj.weight"])
+    assert torch.equal(
+        theirs["transformer.resblocks.0.attn.in_proj_weight"][width : 2 * width],
+        state["text_model.encoder.layers.0.self_attn.k_proj.weight"],
+    )
 
 
 @torch.no_grad()
@@ -57,9 +60,15 @@ def test_beside_open_clip() -> None:
     tower = drawn(CLIPText(tiny("sdxl-base").towers[1]))
     shape = tower.shape
     theirs = transformer.TextTransformer(
-        context_length=77, vocab_size=shape.vocab, width=shape.width, heads=shape.heads, layers=shape.layers, output_dim=shape.projection, pool_type="argmax"
+        context_length=77,
+        vocab_size=shape.vocab,
+        width=shape.width,
+        heads=shape.heads,
+        layers=shape.layers,
+        output_dim=shape.projection,
+        pool_type="argmax",
     )
-    state = {name: tensor for name, tensor in to_open_clip(tower.state_dict(), shape.layers).items()}
+    state = to_open_clip(tower.state_dict(), shape.layers)
     theirs.load_state_dict(state, strict=False)
     ids = torch.zeros(2, 77, dtype=torch.long)
     ids[0, :4], ids[1, :6] = torch.tensor([49406, 320, 1125, 49407]), torch.tensor([49406, 2368, 539, 320, 1929, 49407])

@@ -11,6 +11,7 @@ from torch import nn
 from ldm.measure import relative_error
 from ldm.models.shapes import UNetShape, load_family
 from ldm.models.unet import GEGLU, CrossAttention, ResBlock, SelfAttention, SpatialTransformer, UNet
+from ldm.ops.embedding import sinusoid
 from tests.models.tiny import drawn, tiny
 
 
@@ -104,6 +105,17 @@ def test_other_families_by_numbers_alone(shape: UNetShape) -> None:
     assert relative_error(network(x, network.prepare(context, None, [250.0]), 0), reference) < 1e-5
 
 
+@pytest.mark.parametrize("size", [(7, 9), (10, 6), (16, 16)])
+@torch.no_grad()
+def test_odd_sizes_beside_diffusers(network: UNet, size: tuple[int, int]) -> None:
+    foreign = pytest.importorskip("tests.models.foreign", reason="the parity extra is not installed", exc_type=ImportError)
+    x, context, pooled, numbers = torch.randn(1, 4, *size), torch.randn(1, 77, 48), torch.randn(1, 24), torch.rand(1, 6) * 99
+    vector = torch.cat([pooled, sinusoid(numbers.flatten(), 8).reshape(1, -1)], 1)
+    added = {"text_embeds": pooled, "time_ids": numbers}
+    reference = foreign.diffusers_unet(network, 8)(x, 100.0, context, added_cond_kwargs=added).sample
+    assert relative_error(network(x, network.prepare(context, vector, [100.0]), 0), reference) < 1e-5
+
+
 @torch.no_grad()
 def test_the_vector_matters(network: UNet) -> None:
     x, context, vector = given(network.shape, 1)
@@ -117,7 +129,7 @@ def test_shapes_are_strict() -> None:
         UNetShape.from_dict(shape.to_dict() | {"width": 3})
     with pytest.raises(Exception, match="missing key 'head_dim'"):
         UNetShape.from_dict({key: value for key, value in shape.to_dict().items() if key != "head_dim"})
-    with pytest.raises(Exception, match="UNetShape.head_dim"):
+    with pytest.raises(Exception, match=r"UNetShape\.head_dim"):
         UNetShape.from_dict(shape.to_dict() | {"head_dim": "64"})
     with pytest.raises(Exception, match="vector_dim"):
         replace(tiny("sdxl-base"), unet=replace(shape, vector_dim=7))

@@ -38,5 +38,7 @@ def drawn(module: nn.Module, seed: int = 0) -> nn.Module:
         for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 1
-            parameter.copy_(noise * fan_in**-0.5 if parameter.dim() > 1 else 0.2 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0))
+            parameter.copy_(
+                noise * fan_in**-0.5 if parameter.dim() > 1 else 0.2 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            )
     return module.eval()

@@ -1,0 +1,44 @@
+"""From a network that predicts noise or velocity to `denoise(x, sigma) -> x0`: the one place where the two meet.
+
+Outside, x is data + sigma * noise in float32. Inside, the network sees x scaled to unit variance and a training step t, in
+whatever dtype it computes; what it returns comes back to x's dtype here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from ldm.diffusion.schedules import SigmaTable
+
+Predict = Callable[[Tensor, float], Tensor]  # (x scaled (N, 4, h, w), t) -> eps or v, (N, 4, h, w) of any float dtype
+
+
+class Denoiser:
+    """`denoise(x, sigma) -> x0` around `predict(x_in, t)`, which is all that is known of the network.
+
+    `prediction` is "epsilon" (noise; Ho et al. 2020) or "v" (velocity; Salimans and Ho 2022, section 4). `timestep` is the
+    profile's rule of SigmaTable.locate. N rows go in, N come out; nothing is remembered between calls.
+    """
+
+    def __init__(self, predict: Predict, table: SigmaTable, prediction: Literal["epsilon", "v"], timestep: str) -> None:
+        self._predict = predict
+        self._table = table
+        self._velocity = prediction == "v"
+        self._rule = timestep
+
+    def time(self, sigma: float) -> float:
+        """The training step that the network is given at `sigma`."""
+        return self._table.locate(sigma, self._rule)[0]
+
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        """x (N, 4, h, w) at noise level `sigma` > 0 -> x0, same shape and dtype."""
+        t, sigma = self._table.locate(sigma, self._rule)
+        scale = 1 / math.sqrt(sigma**2 + 1)  # c_in: brings data + sigma * noise to unit variance
+        out = self._predict(x * scale, t).to(x.dtype)
+        if self._velocity:  # x / sqrt(sigma² + 1) = cos·z + sin·eps and v = cos·eps - sin·z, so z = cos·(...) - sin·v
+            return x * scale**2 - out * (sigma * scale)
+        return x - out * sigma

@@ -1,0 +1,106 @@
+"""Profiles: every rule in which engines differ, as one field of a frozen dataclass, one TOML file a profile.
+
+No torch here, so that the command line can name profiles and their fields at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from ldm import resources
+from ldm.errors import InputError, near_matches
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The rules of one engine. Every field is one rule; its type says which values it can take."""
+
+    name: str  # of the file it came from
+    alphas: Literal["float64", "float32", "float16"]  # precision in which the sigma table is made
+    karras_range: Literal["model", "spaced"]  # ends of karras and exponential: the table's, or those of `spacing`
+    spacing: Literal["linspace-log", "linspace-linear", "leading", "trailing", "legacy"]  # of the schedule "normal"
+    timestep: Literal["float", "nearest-log", "nearest-snap"]  # sigma -> t; "nearest-snap" also moves sigma
+    start_noise: Literal["sigma", "sqrt1p", "sqrt1p-if-full"]  # scale of the first x; "if-full": sqrt1p where sigma[0] is the table's last
+    rng: Literal["cpu", "philox"]  # torch's CPU generator, or CUDA's Philox made on the CPU
+    batch_noise: Literal["per-image", "one-draw"]  # a generator for each image, or one draw of the first seed for the whole batch
+    ancestral_rng: Literal["same-seed", "next-seed", "continued"]  # a new generator with seed or seed + 1, or the start noise's own
+    ensd: int  # added to the seed for all draws after the first when "continued"; 0: not set
+    brownian: Literal["per-image", "batch"]  # a path for each image, or one of the first seed for the whole batch
+    brownian_ends: Literal["exact", "log-trip"]  # ends of dpmpp_sde's intervals: sigma, or exp(log(sigma)) in float32
+    drop_penultimate: tuple[str, ...]  # samplers whose list has one sigma more, the last but one left out
+    multistep_last: Literal["multistep", "denoised"]  # lms and its kin at the step to sigma 0: their formula, or x0
+    cfg_order: Literal["uncond-first", "cond-first"]  # rows of the batch under guidance
+    chunking: Literal["plain", "comma-20"]  # prompts beyond 75 tokens: cut there, or after a comma among the last 20
+    empty_negative: Literal["encode", "zeros-if-none", "zeros-if-empty"]  # what an absent or empty negative prompt becomes
+
+
+def names() -> list[str]:
+    """The profiles that there are."""
+    return resources.names("profiles")
+
+
+def choices() -> dict[str, tuple[str, ...]]:
+    """Each field that can be set, with its values; () for a number or a list of names."""
+    return {name: get_args(kind) if get_origin(kind) is Literal else () for name, kind in _kinds().items()}
+
+
+def load_profile(name: str) -> Profile:
+    """The profile `configs/profiles/<name>.toml`. An unknown name, key or value is an InputError; so is a missing key."""
+    values = resources.read_toml("profiles", name)
+    missing = [field for field in _kinds() if field not in values]
+    if missing:
+        raise InputError(f"profile {name!r} lacks {', '.join(missing)}: add the missing keys to its file")
+    return Profile(name=name, **{field: _checked(field, value) for field, value in values.items()})
+
+
+def override(profile: Profile, values: Mapping[str, str]) -> Profile:
+    """`profile` with some fields set from text, as `--set field=value` gives it; lists are separated by commas."""
+    return replace(profile, **{field: _checked(field, _parsed(field, text)) for field, text in values.items()})
+
+
+def _kinds() -> dict[str, Any]:
+    hints = get_type_hints(Profile)
+    return {field.name: hints[field.name] for field in fields(Profile) if field.name != "name"}
+
+
+def _kind(field: str) -> Any:
+    kinds = _kinds()
+    if field not in kinds:
+        raise InputError(f"unknown profile field {field!r}: {near_matches(field, list(kinds))}")
+    return kinds[field]
+
+
+def _parsed(field: str, text: str) -> Any:
+    kind = _kind(field)
+    if kind is int:
+        return _integer(field, text)
+    if get_origin(kind) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _integer(field: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"profile field {field!r} cannot be {text!r}: give a whole number") from None
+
+
+def _checked(field: str, value: Any) -> Any:
+    """`value`, if the field's type allows it."""
+    kind = _kind(field)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return value
+    if get_origin(kind) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if get_origin(kind) is Literal and value in get_args(kind):
+        return value
+    raise InputError(f"profile field {field!r} cannot be {value!r}: {_remedy(kind, value)}")
+
+
+def _remedy(kind: Any, value: Any) -> str:
+    if get_origin(kind) is Literal:
+        return near_matches(str(value), list(get_args(kind)))
+    return "give a whole number from 0 to 2^63 - 1" if kind is int else "give a list of sampler names"

@@ -1,0 +1,319 @@
+"""From a file and a prompt to pictures: `load()` and `Pipeline.generate()`, which read top to bottom as the algorithm."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint.families import notes, recognise, vae_prefix
+from ldm.checkpoint.loading import Part, family_parts, fill
+from ldm.checkpoint.safetensors import read_header
+from ldm.diffusion import noise, profiles, samplers, schedules
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.guidance import Guidance
+from ldm.diffusion.prediction import Prediction
+from ldm.diffusion.samplers import Step
+from ldm.errors import InputError, NumericError, near_matches
+from ldm.images import to_pil
+from ldm.models.clip import CLIPText
+from ldm.models.shapes import Family
+from ldm.models.unet import UNet
+from ldm.models.vae import VAE
+from ldm.options import Job, validate
+from ldm.resources import weights
+from ldm.text import conditioning, prompt
+from ldm.text.conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BOX = "ldm-emoji.safetensors"  # the model in the box
+OTHERS = ("model.diffusion_model.", "conditioner.", "cond_stage_model.")  # what a file given for its VAE may hold beside it
+OnStep = Callable[[Step], bool | None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What generate() gives."""
+
+    images: list[Image]
+    latents: Tensor  # (B, 4, H/8, W/8) float32, as the UNet sees them: the VAE's scale is still in them
+    seeds: list[int]  # one a picture
+    job: Job  # with every choice filled in
+    stopped_at: int | None  # the step after which on_step said stop
+
+
+class Pipeline:
+    """A model in memory. Calls hold their own state, so threads may share one pipeline."""
+
+    def __init__(
+        self, family: Family, unet: UNet, vae: VAE, towers: Sequence[CLIPText], *, source: str, vae_source: str | None = None
+    ) -> None:
+        self.family = family
+        self.unet = unet
+        self.vae = vae
+        self.towers = list(towers)
+        self.source = source  # file name
+        self.vae_source = vae_source
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _dtype(self.unet)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move everything; the VAE keeps float32 where the family asks for it."""
+        for module in (self.unet, *self.towers):
+            module.to(device=device, dtype=dtype)
+        self.vae.to(device=device, dtype=None if self.family.vae_dtype == "float32" else dtype)
+        return self
+
+    def close(self) -> None:
+        """Give the weights' memory back; the pipeline cannot be used afterwards."""
+        del self.unet, self.vae, self.towers
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str,
+        negative: str | None = None,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int | None = None,
+        cfg: float | None = None,
+        sampler: str | None = None,
+        schedule: str | None = None,
+        sigmas: Sequence[float] | None = None,
+        seed: int | None = None,
+        batch: int = 1,
+        profile: str = "comfyui",
+        overrides: Mapping[str, Any] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Result:
+        """Pictures of a prompt; None means the family's default. Picture k is that of seed + k alone.
+
+        `negative=None` says that none is given, which profiles treat differently from "". `on_step` sees every step and stops the run
+        by returning False: the last prediction is then decoded. Raises InputError for values out of range, NumericError for results
+        that are not finite.
+        """
+        levels = tuple(sigmas) if sigmas is not None else None
+        job, rules = self.resolve(
+            Job(prompt, negative, width, height, steps, cfg, sampler, schedule, levels, seed, batch, profile, overrides)
+        )
+        seeds = [((job.seed or 0) + k) % 2**64 for k in range(job.batch)]
+        cond, uncond = self._both(job, rules)
+        x, random = self._start(job, rules, seeds)
+        run: dict[str, Any] = {"sampler": job.sampler, "cfg": job.cfg, "noise": random, "profile": rules}
+        watch = _Watch(on_step)
+        z = self.sample(cond, uncond, x, job.sigmas or (), on_step=watch, **run)
+        images = [to_pil(self.decode(each[None]))[0] for each in z]  # one by one: a picture must not depend on its batch
+        return Result(images, z.cpu(), seeds, job, watch.stopped_at)
+
+    def resolve(self, job: Job) -> tuple[Job, profiles.Profile]:
+        """The job with the family's defaults and the schedule's sigmas filled in, and its profile. Raises InputError."""
+        validate(job)
+        rules = profiles.override(profiles.load_profile(job.profile), job.overrides or {})
+        defaults = self.family.defaults.to_dict()
+        job = replace(job, **{name: value for name, value in defaults.items() if getattr(job, name) is None})
+        job = replace(job, seed=secrets.randbelow(2**32) if job.seed in (None, -1) else job.seed)
+        samplers.get(str(job.sampler), rules)
+        if job.sigmas is not None:
+            return replace(job, sigmas=tuple(schedules.custom(job.sigmas)), steps=len(job.sigmas) - 1), rules
+        table = schedules.SigmaTable(rules.alphas)
+        return replace(job, sigmas=tuple(schedules.sigmas(str(job.schedule), int(job.steps or 0), table, rules, str(job.sampler)))), rules
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        text: str,
+        *,
+        size: tuple[int, int],
+        original: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target: tuple[int, int] | None = None,
+        aesthetic: float | None = None,
+        text_2: str | None = None,
+        chunking: Literal["plain", "comma-20"] = "plain",
+    ) -> Conditioning:
+        """Text and sizes, each (height, width), crop (top, left) -> context (1, 77n, D) and vector (1, V).
+
+        `original` and `target` default to `size`, `aesthetic` to 6.0; `text_2` is what the last tower reads, where it differs.
+        """
+        texts = [text] * (len(self.towers) - 1) + [text if text_2 is None else text_2]
+        ids = prompt.tower_ids(texts, [tower.shape.pad_token for tower in self.towers], chunking)
+        sizes: dict[str, Any] = {"original": original, "crop": crop, "target": target, "aesthetic": aesthetic}
+        return conditioning.encode(self.towers, self.family, ids, conditioning.size_numbers(self.family.numbers, size=size, **sizes))
+
+    def _both(self, job: Job, rules: profiles.Profile) -> tuple[Conditioning, Conditioning | None]:
+        """Conditioning of the prompt, and of the negative where guidance asks for it."""
+        size = (int(job.height or 0), int(job.width or 0))
+        cond = self.encode(job.prompt, size=size, chunking=rules.chunking)
+        if job.cfg == 1:
+            return cond, None
+        uncond = self.encode(job.negative or "", size=size, aesthetic=2.5, chunking=rules.chunking)
+        if conditioning.decide_zero(rules.empty_negative, job.negative):
+            uncond = conditioning.zeroed(uncond, self.family)
+        cond, uncond = conditioning.same_length(cond, uncond)
+        return cond, uncond
+
+    def _start(self, job: Job, rules: profiles.Profile, seeds: Sequence[int]) -> tuple[Tensor, noise.Noise]:
+        """The first x and the noise of the run."""
+        levels = list(job.sigmas or ())
+        shape = (self.family.vae.z_channels, int(job.height or 0) // self.family.downscale, int(job.width or 0) // self.family.downscale)
+        random = noise.make_noise(rules, seeds, shape, levels, samplers.get(str(job.sampler), rules), device=self.device)
+        return noise.start(random, levels, schedules.SigmaTable(rules.alphas), rules), random
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        cond: Conditioning,
+        uncond: Conditioning | None,
+        x: Tensor,
+        sigmas: Sequence[float],
+        *,
+        sampler: str,
+        cfg: float,
+        noise: Callable[[int, float, float], Tensor],
+        on_step: OnStep | None = None,
+        profile: profiles.Profile | None = None,
+    ) -> Tensor:
+        """From x (B, 4, h, w) at sigmas[0] down the list to latents. `uncond` may be None where cfg is 1."""
+        rules = profile or profiles.load_profile("comfyui")
+        solver = samplers.get(sampler, rules)
+        predict = Prediction(self.unet, *_rows(cond, uncond if cfg != 1 else None, rules.cfg_order), count=x.shape[0])
+        denoise = Denoiser(predict, schedules.SigmaTable(rules.alphas), prediction=self.family.prediction, timestep=rules.timestep)
+        predict.prepare([denoise.time(sigma) for sigma in samplers.evaluated(solver, sigmas)])
+        guided = Guidance(denoise, scale=cfg, order=rules.cfg_order)
+        finite = []
+        for step in solver.run(guided, x, sigmas, noise):
+            finite.append(step.x0.isfinite().all() & step.x.isfinite().all())  # read at the end: no wait for the device at each step
+            x = step.x
+            if on_step is not None and on_step(step) is False:
+                x = step.x0
+                break
+        _check_finite(finite, sigmas)
+        return x
+
+    @torch.inference_mode()
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, 4, h, w) -> image (B, 3, 8h, 8w) in [-1, 1], float32.
+
+        Where the VAE's own dtype overflows, it is tried again in bfloat16, then float32, with a warning. Raises NumericError.
+        """
+        for dtype in _retries(_dtype(self.vae)):
+            vae = self.vae if dtype == _dtype(self.vae) else copy.deepcopy(self.vae).to(dtype)
+            image = vae.decode((z / self.family.vae.scale).to(dtype)).float()
+            if image.isfinite().all():
+                return image.clamp(-1, 1)
+            warnings.warn(f"VAE decode: values that are not finite in {_name(dtype)}", RuntimeWarning, stacklevel=2)
+        raise NumericError("VAE decode: values that are not finite in float32: the VAE's weights are damaged, try another --vae")
+
+    @torch.inference_mode()
+    def encode_image(self, image: Tensor, *, mode: Literal["mode"] = "mode") -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8) float32: the mode of the VAE's distribution."""
+        if mode != "mode":
+            raise InputError(f"encode_image mode {mode!r}: the choice is 'mode'")
+        mean, _ = self.vae.encode(image.to(self.device, _dtype(self.vae)))
+        return mean.float() * self.family.vae.scale
+
+
+class _Watch:
+    """The caller's on_step, remembering where it said stop."""
+
+    def __init__(self, on_step: OnStep | None) -> None:
+        self.on_step = on_step
+        self.stopped_at: int | None = None
+
+    def __call__(self, step: Step) -> bool:
+        if self.on_step is not None and self.on_step(step) is False:
+            self.stopped_at = step.i + 1
+        return self.stopped_at is None
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    vae: str | Path | None = None,
+    vae_dtype: str = "auto",
+) -> Pipeline:
+    """The model of a safetensors file in an official layout; no path: the model in the box.
+
+    `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` "auto" (float32 on the CPU, bfloat16 on CUDA), "float32", "bfloat16" or
+    "float16"; `vae` another file to take the VAE from; `vae_dtype` "auto" is float32 where the family asks for it, otherwise `dtype`.
+    Raises InputError for a file that is not what it should be, MemoryNeedError before anything is allocated.
+    """
+    file = Path(path) if path is not None else weights() / BOX
+    header = read_header(file)
+    family = recognise(header)
+    place = _device(device)
+    kind = _dtype_named(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)
+    vae_kind = _dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind)
+    with torch.device("meta"):
+        unet, autoencoder, towers = UNet(family.unet), VAE(family.vae), [CLIPText(shape) for shape in family.towers]
+    parts = family_parts(family, unet=unet, vae=autoencoder, towers=towers, dtype=kind, vae_dtype=vae_kind)
+    if vae is not None:
+        apart, kept = read_header(vae), [part for part in parts if part.module is not autoencoder]
+        fill(apart, [Part(autoencoder, vae_prefix(apart), vae_kind)], device=place, elsewhere=OTHERS)
+        fill(header, kept, device=place, elsewhere=[part.prefix for part in parts if part.module is autoencoder])
+    else:
+        fill(header, parts, device=place)
+    for note in notes(header, family):
+        warnings.warn(note, UserWarning, stacklevel=2)
+    return Pipeline(family, unet, autoencoder, towers, source=file.name, vae_source=Path(vae).name if vae else None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {name}: this torch ({torch.__version__}) sees no CUDA device: use --device cpu or install a CUDA build")
+    return torch.device(name)
+
+
+def _dtype_named(name: str, auto: torch.dtype) -> torch.dtype:
+    known = {"auto": auto, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise InputError(f"dtype {name!r}: {near_matches(name, list(known))}")
+    return known[name]
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _retries(dtype: torch.dtype) -> list[torch.dtype]:
+    """The dtypes in which decoding is tried, each of greater range or precision than the one before."""
+    order = [torch.float16, torch.bfloat16, torch.float32]
+    return order[order.index(dtype) :]
+
+
+def _rows(cond: Conditioning, uncond: Conditioning | None, order: str) -> tuple[Tensor, Tensor]:
+    """context and vector of the rows that guidance asks for, in its order."""
+    both = [cond] if uncond is None else [uncond, cond] if order == "uncond-first" else [cond, uncond]
+    return torch.cat([each.context for each in both]), torch.cat([each.vector for each in both])
+
+
+def _check_finite(finite: Sequence[Tensor], sigmas: Sequence[float]) -> None:
+    good = torch.stack(list(finite)).tolist() if finite else []
+    if not all(good):
+        step = good.index(False)
+        where = f"step {step + 1} of {len(sigmas) - 1} (sigma {sigmas[step]:.4g})"
+        raise NumericError(f"sampling: values that are not finite at {where}: try --dtype float32 or another file")

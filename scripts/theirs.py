@@ -1,0 +1,195 @@
+"""The same run by other people's code: diffusers' UNet and VAE, transformers' towers, k-diffusion's sampler, from an official file.
+
+Used by scripts/parity.py and scripts/bench.py; needs the parity extra. Nothing of ldm is imported here.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+L_PREFIX, G_PREFIX = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+BASE_UNET = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+REFINER_UNET = BASE_UNET | {
+    "block_out_channels": (384, 768, 1536, 1536),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": 4,
+    "attention_head_dim": (6, 12, 24, 24),
+    "cross_attention_dim": 1280,
+    "projection_class_embeddings_input_dim": 2560,
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "scaling_factor": 0.13025,
+}
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
+
+
+def tensors(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The float32 tensors of a file under a prefix, without it."""
+    with safe_open(path, framework="pt") as file:
+        return {name.removeprefix(prefix): file.get_tensor(name).float() for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
+def unet(path: Path, config: dict[str, Any]) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    state = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors(path, "model.diffusion_model.").items()}
+    with torch.device("meta"):
+        made = UNet2DConditionModel(**config)
+    made.load_state_dict(convert_ldm_unet_checkpoint(state, config | {"class_embed_type": None}), strict=True, assign=True)
+    return made.eval()
+
+
+def vae(path: Path) -> torch.nn.Module:
+    from diffusers import AutoencoderKL
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    state = {f"first_stage_model.{name}": tensor for name, tensor in tensors(path, "first_stage_model.").items()}
+    made = AutoencoderKL(**VAE)
+    made.load_state_dict(convert_ldm_vae_checkpoint(state, VAE), strict=True)
+    return made.eval()
+
+
+def towers(path: Path) -> list[torch.nn.Module]:
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    large = CLIPTextModel(CLIPTextConfig(**CLIP_L))
+    names = set(large.state_dict())
+    state = tensors(path, L_PREFIX)
+    state = {
+        name if name in names else name.removeprefix("text_model."): tensor for name, tensor in state.items() if "position_ids" not in name
+    }
+    large.load_state_dict(state, strict=True)
+    big = CLIPTextModelWithProjection(CLIPTextConfig(**CLIP_G))
+    converted = convert_open_clip_checkpoint(
+        big, {f"{G_PREFIX}{name}": tensor for name, tensor in tensors(path, G_PREFIX).items()}, prefix=G_PREFIX
+    )
+    converted = {name: tensor for name, tensor in converted.items() if "position_ids" not in name}
+    big.load_state_dict(converted, strict=True)
+    return [large.eval(), big.eval()]
+
+
+def tokenizer(folder: Path) -> Any:
+    """transformers' CLIP tokenizer over OpenCLIP's merges, written to `folder` in its own format."""
+    from transformers import CLIPTokenizer
+
+    spec = importlib.util.find_spec("open_clip")
+    assert spec is not None and spec.origin is not None
+    with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
+        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(code) for code in visible] + [chr(256 + i) for i in range(256 - len(visible))]
+    words = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        *("".join(merge.split()) for merge in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def k_diffusion_sampling() -> types.ModuleType:
+    """k-diffusion's sampling module alone: its package asks for training libraries."""
+    found = importlib.util.find_spec("k_diffusion")
+    assert found is not None and found.submodule_search_locations
+    folder = Path(found.submodule_search_locations[0])
+    package = types.ModuleType("k_diffusion")
+    package.__path__ = [str(folder)]
+    sys.modules.setdefault("k_diffusion", package)
+    sys.modules.setdefault("k_diffusion.utils", types.ModuleType("k_diffusion.utils"))
+    sys.modules["k_diffusion.utils"].__dict__.setdefault("append_dims", append_dims)
+    spec = importlib.util.spec_from_file_location("k_diffusion.sampling", folder / "sampling.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def append_dims(x: Tensor, dims: int) -> Tensor:
+    return x[(...,) + (None,) * (dims - x.ndim)]
+
+
+def encode(path: Path, texts: list[str], size: tuple[int, int], folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """context, pooled and time ids for each text, padded as SDXL pads: with the end token for CLIP-L, with zeros for bigG."""
+    tokens, contexts, pooled = tokenizer(folder), [], torch.empty(0)
+    ids = [tokens(text, add_special_tokens=False).input_ids[:75] for text in texts]
+    for tower, pad in zip(towers(path), (49407, 0), strict=True):
+        rows = torch.tensor([[49406, *row, 49407, *[pad] * (75 - len(row))] for row in ids])
+        out = tower(rows, output_hidden_states=True)
+        contexts.append(out.hidden_states[-2])
+        pooled = out[0]
+    return torch.cat(contexts, -1), pooled, torch.tensor([[*size, 0, 0, *size]] * len(texts), dtype=torch.float32)
+
+
+def denoiser(network: torch.nn.Module, context: Tensor, pooled: Tensor, time_ids: Tensor, cfg: float) -> Callable[..., Tensor]:
+    """x0 of x and sigma with guidance, rows [cond, uncond], timesteps interpolated in log sigma: k-diffusion's rules."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = (1 - betas).cumprod(0).float()
+    logs = ((1 - alphas) / alphas).sqrt().log().double().numpy()
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        t = float(np.interp(float(sigma[0].double().log()), logs, np.arange(1000)))
+        rows = torch.cat([x, x]) / (sigma[0] ** 2 + 1) ** 0.5
+        cond, uncond = network(rows, t, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}).sample.chunk(2)
+        return x - sigma[0] * (uncond + cfg * (cond - uncond))
+
+    return denoise
+
+
+def sigma_range() -> tuple[float, float]:
+    """The ends of the table in float32, as A1111 has them."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = (1 - betas).cumprod(0).float()
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    return float(sigmas[0]), float(sigmas[-1])

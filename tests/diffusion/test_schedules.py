@@ -1,0 +1,200 @@
+"""The sigma table, the schedules and the timestep rules, against k-diffusion, diffusers and published figures."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ldm.diffusion import schedules
+from ldm.diffusion.profiles import override
+from ldm.diffusion.rounding import log_trip, midpoint, nearest
+from ldm.diffusion.schedules import SCHEDULES, SigmaTable
+from ldm.errors import InputError
+from tests.diffusion.cases import A1111, COMFYUI, TABLE
+from tests.diffusion.foreign import k_diffusion
+
+TABLE_ERROR = 1e-5  # diffusers cumulates its alphas in float32
+GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "diffusion.npz")
+
+
+def make(schedule, steps, profile=COMFYUI, sampler="euler", table=TABLE):
+    return schedules.sigmas(schedule, steps, table, profile, sampler)
+
+
+# Ends of the table as ComfyUI and sgm (float64), A1111 (float32) and A1111 with "Downcast alphas_cumprod" have them.
+@pytest.mark.parametrize(
+    ("alphas", "low", "high"), [("float64", 0.02916716, 14.6146412), ("float32", 0.02916753, 14.6146421), ("float16", 0.03125, 14.609375)]
+)
+def test_table_ends(alphas, low, high):
+    table = SigmaTable(alphas)
+    assert table.low == pytest.approx(low, abs=6e-9)
+    assert table.high == pytest.approx(high, abs=1e-6)
+    assert table.sigmas.shape == table.log_sigmas.shape == (1000,)
+    assert table.sigmas.dtype == torch.float32
+
+
+# First three and last of 30 steps: published by the engines' users, or computed from the rule by hand.
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"),
+    [
+        ("karras", (14.6146, 12.6606, 10.9349), 0.02917),
+        ("exponential", (14.6146, 11.7947, 9.5189), 0.02917),
+        ("normal", (14.6146, 11.9175, 9.8142), 0.02917),
+        ("sgm_uniform", (14.6146, 11.9969, 9.9391), 0.18013),
+        ("simple", (14.6146, 12.0177, 9.9720), 0.17926),
+    ],
+)
+def test_thirty_steps(schedule, first, last):
+    values = make(schedule, 30)
+    assert len(values) == 31 and values[-1] == 0.0
+    assert values[:3] == pytest.approx(first, abs=6e-5)
+    assert values[-2] == pytest.approx(last, abs=6e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("profile", [COMFYUI, A1111])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 150])
+def test_lists_are_exact_floats_that_fall_to_zero(schedule, profile, steps):
+    values = make(schedule, steps, profile, table=SigmaTable(profile.alphas))
+    assert len(values) == steps + 1 and values[-1] == 0.0
+    assert all(type(v) is float and float(np.float32(v)) == v for v in values)
+    assert all(a > b for a, b in pairwise(values))
+    assert values[0] == pytest.approx(14.6146, abs=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 8, 20, 30, 77])
+def test_karras_exponential_and_normal_have_k_diffusions_bits(steps):
+    sampling, external = k_diffusion("sampling"), k_diffusion("external")
+    for table in (TABLE, SigmaTable("float32")):
+        assert make("karras", steps, table=table) == sampling.get_sigmas_karras(steps, table.low, table.high).tolist()
+        assert make("exponential", steps, table=table) == sampling.get_sigmas_exponential(steps, table.low, table.high).tolist()
+    table = SigmaTable("float32")
+    assert make("normal", steps, table=table) == external.DiscreteSchedule(table.sigmas, quantize=False).get_sigmas(steps).tolist()
+
+
+@pytest.mark.parametrize("key", [key for key in GOLDEN.files if key.startswith("schedule/")])
+def test_stored_lists(key):
+    _, source, schedule, spacing, steps = key.split("/")
+    profile = override(COMFYUI, {"spacing": spacing, "karras_range": "spaced" if source == "diffusers" else "model"})
+    values = make(schedule, int(steps), profile, table=SigmaTable("float32"))
+    np.testing.assert_allclose(values, GOLDEN[key], rtol=TABLE_ERROR if source == "diffusers" else 5e-7)
+
+
+@pytest.mark.parametrize("spacing", ["linspace-linear", "leading", "trailing"])
+@pytest.mark.parametrize("karras", [False, True])
+@pytest.mark.parametrize("steps", [5, 30, 47])
+def test_spacings_are_diffusers(spacing, karras, steps):
+    pytest.importorskip("diffusers", reason="the spacings are diffusers' own (extra: parity)")
+    from tests.diffusion.references import diffusers_sigmas
+
+    profile = override(COMFYUI, {"spacing": spacing, "karras_range": "spaced"})
+    values = make("karras" if karras else "normal", steps, profile, table=SigmaTable("float32"))
+    np.testing.assert_allclose(values, diffusers_sigmas(steps, spacing, karras=karras), rtol=TABLE_ERROR)
+
+
+def test_spaced_steps_by_hand():
+    def steps(spacing):
+        table, profile = SigmaTable("float32"), override(COMFYUI, {"spacing": spacing})
+        return [table.locate(sigma, "nearest-log")[0] for sigma in make("normal", 30, profile, table=table)[:-1]]
+
+    assert steps("leading")[:2] + steps("leading")[-2:] == [958, 925, 34, 1]
+    assert steps("trailing")[:4] + steps("trailing")[-1:] == [999, 966, 932, 899, 32]
+    assert steps("legacy")[:4] + steps("legacy")[-1:] == [999, 965, 932, 899, 33]
+
+
+def test_some_samplers_lose_the_last_but_one():
+    whole = make("karras", 21)
+    assert make("karras", 20, COMFYUI, "dpm2") == whole[:-2] + whole[-1:]
+    assert make("karras", 20, COMFYUI, "dpmpp_3m_sde") == make("karras", 20)
+    assert make("karras", 20, A1111, "dpmpp_3m_sde") == whole[:-2] + whole[-1:]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001])
+def test_steps_out_of_range(steps):
+    with pytest.raises(InputError, match=f"{steps}: give 1 to 1000"):
+        make("karras", steps)
+
+
+def test_a_schedule_that_repeats_itself_is_refused():
+    with pytest.raises(InputError, match="fewer steps"):
+        make("normal", 1000, override(COMFYUI, {"spacing": "leading"}))  # t = 1000 does not exist
+    with pytest.raises(InputError, match="did you mean karras"):
+        make("karas", 20)
+
+
+def test_custom_list():
+    assert schedules.custom([14, 7.1, 0.3, 0]) == [14.0, float(np.float32(7.1)), float(np.float32(0.3)), 0.0]
+    assert schedules.custom([2, 1]) == [2.0, 1.0]
+    assert math.copysign(1, schedules.custom([1, -0.0])[-1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([], "cannot have 0 values"),
+        ([1.0], "cannot have 1 values"),
+        ([3, math.nan, 0], "sigma 2 cannot be nan"),
+        ([math.inf, 1], "sigma 1 cannot be inf"),
+        ([1e39, 1], "sigma 1 cannot be 1e"),
+        ([3, 1, -1], "sigma 3 cannot be -1"),
+        ([3, 4, 0], "sigma 2 .* is not below"),
+        ([3, 3, 0], "sigma 2 .* is not below"),
+        ([1.00000001, 1, 0], "is not below"),
+        ([0, 0], "is not below"),
+        ([2.0 - k / 2000 for k in range(1500)], "cannot have 1500 values"),
+    ],
+)
+def test_custom_refuses(values, says):
+    with pytest.raises(InputError, match=says):
+        schedules.custom(values)
+
+
+@pytest.mark.parametrize("alphas", ["float64", "float32"])
+def test_every_table_entry_is_its_own_step(alphas):
+    table = SigmaTable(alphas)
+    for t in range(0, 1000, 37):
+        sigma = float(table.sigmas[t])
+        assert table.locate(sigma, "float")[0] == pytest.approx(t, abs=1e-3)
+        assert table.locate(sigma, "nearest-log") == (t, sigma)
+        assert table.locate(sigma, "nearest-snap") == (t, sigma)
+
+
+@given(st.floats(0.02, 20))
+def test_timestep_rules(sigma):
+    sigma = nearest(sigma)
+    table = TABLE.sigmas.double()
+    t, kept = TABLE.locate(sigma, "nearest-log")
+    assert kept == sigma
+    assert abs(math.log(table[int(t)]) - math.log(sigma)) == pytest.approx(float((table.log() - math.log(sigma)).abs().min()), abs=1e-6)
+    t, snapped = TABLE.locate(sigma, "nearest-snap")
+    assert snapped == table[int(t)]
+    assert abs(snapped - sigma) == pytest.approx(float((table - sigma).abs().min()), abs=1e-6)
+    t, kept = TABLE.locate(sigma, "float")
+    assert kept == sigma and 0 <= t <= 999
+    expected = np.interp(math.log(sigma), table.log().numpy(), np.arange(1000))
+    assert t == pytest.approx(expected, abs=2e-3)
+
+
+def test_float_and_nearest_steps_have_k_diffusions_bits():
+    table = SigmaTable("float32")
+    schedule = k_diffusion("external").DiscreteSchedule(table.sigmas, quantize=False)
+    for sigma in [*make("karras", 50)[:-1], 0.01, 20.0]:
+        assert table.locate(sigma, "float")[0] == float(schedule.sigma_to_t(torch.tensor(sigma)))
+        assert table.locate(sigma, "nearest-log")[0] == float(schedule.sigma_to_t(torch.tensor([sigma]), quantize=True))
+
+
+def test_midpoint_is_the_geometric_mean():
+    values = make("karras", 40)
+    for a, b in pairwise(values[:-1]):
+        assert midpoint(a, b) == pytest.approx(math.sqrt(a * b), rel=1e-6)
+        assert nearest(midpoint(a, b)) == midpoint(a, b)
+        assert midpoint(a, b, torch.float64) == pytest.approx(math.sqrt(a * b), rel=1e-14)
+        assert log_trip(a) == pytest.approx(a, rel=5e-7)
+    assert log_trip(0.0) == 0.0
