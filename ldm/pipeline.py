@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.checkpoint.families import notes, recognise, vae_prefix
 from ldm.checkpoint.loading import Part, family_parts, fill
 from ldm.checkpoint.safetensors import read_header
+from ldm.devices import device_named, dtype_named, dtype_of, name_of, wider
 from ldm.diffusion import noise, profiles, samplers, schedules
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import Step
-from ldm.errors import InputError, NumericError, near_matches
+from ldm.errors import InputError, NumericError
 from ldm.images import to_pil
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family
@@ -70,7 +71,7 @@ class Pipeline:
 
     @property
     def dtype(self) -> torch.dtype:
-        return _dtype(self.unet)
+        return dtype_of(self.unet)
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move everything; the VAE keeps float32 where the family asks for it."""
@@ -158,6 +159,8 @@ class Pipeline:
 
     def _both(self, job: Job, rules: profiles.Profile) -> tuple[Conditioning, Conditioning | None]:
         """Conditioning of the prompt, and of the negative where guidance asks for it."""
+        for note in dict.fromkeys(note for text in (job.prompt, job.negative or "") for note in prompt.warnings_for(text, rules.chunking)):
+            warnings.warn(note, UserWarning, stacklevel=3)
         size = (int(job.height or 0), int(job.width or 0))
         cond = self.encode(job.prompt, size=size, chunking=rules.chunking)
         if job.cfg == 1:
@@ -212,12 +215,12 @@ class Pipeline:
 
         Where the VAE's own dtype overflows, it is tried again in bfloat16, then float32, with a warning. Raises NumericError.
         """
-        for dtype in _retries(_dtype(self.vae)):
-            vae = self.vae if dtype == _dtype(self.vae) else copy.deepcopy(self.vae).to(dtype)
+        for dtype in wider(dtype_of(self.vae)):
+            vae = self.vae if dtype == dtype_of(self.vae) else copy.deepcopy(self.vae).to(dtype)
             image = vae.decode((z / self.family.vae.scale).to(dtype)).float()
             if image.isfinite().all():
                 return image.clamp(-1, 1)
-            warnings.warn(f"VAE decode: values that are not finite in {_name(dtype)}", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"VAE decode: values that are not finite in {name_of(dtype)}", RuntimeWarning, stacklevel=2)
         raise NumericError("VAE decode: values that are not finite in float32: the VAE's weights are damaged, try another --vae")
 
     @torch.inference_mode()
@@ -225,7 +228,7 @@ class Pipeline:
         """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8) float32: the mode of the VAE's distribution."""
         if mode != "mode":
             raise InputError(f"encode_image mode {mode!r}: the choice is 'mode'")
-        mean, _ = self.vae.encode(image.to(self.device, _dtype(self.vae)))
+        mean, _ = self.vae.encode(image.to(self.device, dtype_of(self.vae)))
         return mean.float() * self.family.vae.scale
 
 
@@ -242,6 +245,7 @@ class _Watch:
         return self.stopped_at is None
 
 
+@torch.inference_mode(mode=False)  # weights are plain tensors, whatever mode the caller is in
 def load(
     path: str | Path | None = None,
     *,
@@ -259,9 +263,9 @@ def load(
     file = Path(path) if path is not None else weights() / BOX
     header = read_header(file)
     family = recognise(header)
-    place = _device(device)
-    kind = _dtype_named(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)
-    vae_kind = _dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind)
+    place = device_named(device)
+    kind = dtype_named(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)
+    vae_kind = dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind)
     with torch.device("meta"):
         unet, autoencoder, towers = UNet(family.unet), VAE(family.vae), [CLIPText(shape) for shape in family.towers]
     parts = family_parts(family, unet=unet, vae=autoencoder, towers=towers, dtype=kind, vae_dtype=vae_kind)
@@ -274,35 +278,6 @@ def load(
     for note in notes(header, family):
         warnings.warn(note, UserWarning, stacklevel=2)
     return Pipeline(family, unet, autoencoder, towers, source=file.name, vae_source=Path(vae).name if vae else None)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {name}: this torch ({torch.__version__}) sees no CUDA device: use --device cpu or install a CUDA build")
-    return torch.device(name)
-
-
-def _dtype_named(name: str, auto: torch.dtype) -> torch.dtype:
-    known = {"auto": auto, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise InputError(f"dtype {name!r}: {near_matches(name, list(known))}")
-    return known[name]
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next(module.parameters()).dtype
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _retries(dtype: torch.dtype) -> list[torch.dtype]:
-    """The dtypes in which decoding is tried, each of greater range or precision than the one before."""
-    order = [torch.float16, torch.bfloat16, torch.float32]
-    return order[order.index(dtype) :]
 
 
 def _rows(cond: Conditioning, uncond: Conditioning | None, order: str) -> tuple[Tensor, Tensor]:

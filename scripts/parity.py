@@ -124,7 +124,8 @@ def compare(what: str, checkpoint: Path) -> bool:
     for stage in theirs:
         error = relative_error(ours[stage], theirs[stage])
         good &= error <= GATES[stage]
-        print(f"{what:8} {stage:8} relative error {error:.2e}   gate {GATES[stage]:.0e}   {'met' if error <= GATES[stage] else 'MISSED'}")
+        met, rms = error <= GATES[stage], float(theirs[stage].square().mean().sqrt())
+        print(f"{what:8} {stage:8} rms {rms:8.4f}   relative error {error:.2e}   gate {GATES[stage]:.0e}   {'met' if met else 'MISSED'}")
     return good
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,14 +76,45 @@ def tensors(path: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def unet(path: Path, config: dict[str, Any]) -> torch.nn.Module:
+    return unet_of(tensors(path, "model.diffusion_model."), config)
+
+
+def unet_of(state: Mapping[str, Tensor], config: dict[str, Any]) -> torch.nn.Module:
+    """diffusers' UNet over the tensors of an official layout, which it shares."""
     from diffusers import UNet2DConditionModel
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    state = {f"model.diffusion_model.{name}": tensor for name, tensor in tensors(path, "model.diffusion_model.").items()}
+    renamed = convert_ldm_unet_checkpoint(
+        {f"model.diffusion_model.{name}": tensor for name, tensor in state.items()}, config | {"class_embed_type": None}
+    )
     with torch.device("meta"):
         made = UNet2DConditionModel(**config)
-    made.load_state_dict(convert_ldm_unet_checkpoint(state, config | {"class_embed_type": None}), strict=True, assign=True)
+    made.load_state_dict(renamed, strict=True, assign=True)
     return made.eval()
+
+
+def pipeline_folder(folder: Path) -> None:
+    """The configuration files that diffusers' from_single_file asks for beside SDXL base, as its classes write them."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig
+
+    with torch.device("meta"):
+        UNet2DConditionModel(**BASE_UNET).save_config(folder / "unet")
+        AutoencoderKL(**VAE).save_config(folder / "vae")
+    EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1
+    ).save_config(folder / "scheduler")
+    for name, config in (("text_encoder", CLIP_L), ("text_encoder_2", CLIP_G)):
+        CLIPTextConfig(**config).save_pretrained(folder / name)
+    for name in ("tokenizer", "tokenizer_2"):
+        tokenizer(folder / name).save_pretrained(folder / name)
+    parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "EulerDiscreteScheduler"}
+    index: dict[str, Any] = {name: ["diffusers", kind] for name, kind in parts.items()}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
+    (folder / "model_index.json").write_text(
+        json.dumps({"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True, **index})
+    )
 
 
 def vae(path: Path) -> torch.nn.Module:

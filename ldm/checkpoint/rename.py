@@ -50,6 +50,5 @@ def to_open_clip(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 def from_open_clip(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
     """The inverse of `to_open_clip`."""
-    return {
-        ours: state[theirs] if third is None else state[theirs].chunk(3)[third] for ours, (theirs, third) in open_clip_sources(layers).items()
-    }
+    sources = open_clip_sources(layers).items()
+    return {ours: state[theirs] if third is None else state[theirs].chunk(3)[third] for ours, (theirs, third) in sources}

@@ -1,0 +1,10 @@
+"""`python -m ldm VERB ...`"""
+
+from __future__ import annotations
+
+import sys
+
+from ldm.commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Strict filling of modules that were built on the meta device: every tensor of the file has its place, and every place its tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint import families
+from ldm.checkpoint.leftovers import is_leftover
+from ldm.checkpoint.memory import check_memory, free_memory
+from ldm.checkpoint.reading import ALIGN, Copy, allocate, read
+from ldm.checkpoint.rename import open_clip_sources
+from ldm.checkpoint.safetensors import Entry, Header
+from ldm.errors import InputError
+from ldm.models.shapes import Family
+
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}  # the floats that weights come in
+NAMED = 5  # tensors that an error lists
+
+Sources = Mapping[str, tuple[str, int | None]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module on the meta device and where its tensors stand in the file.
+
+    `sources` maps the module's names to (the file's name after `prefix`, which third of its rows or None); without it the names are equal.
+    """
+
+    module: nn.Module
+    prefix: str
+    dtype: torch.dtype
+    sources: Sources | None = None
+
+    def source(self, name: str) -> tuple[str, int | None]:
+        file_name, third = self.sources[name] if self.sources is not None else (name, None)
+        return self.prefix + file_name, third
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor of a module: its name there, its shape, and where it comes from."""
+
+    name: str
+    shape: torch.Size
+    entry: Entry
+    third: int | None  # of the rows of the file's tensor
+    transposed: bool
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass
+class Report:
+    """What does not fit, in words."""
+
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    dtypes: list[str] = field(default_factory=list)
+
+    def check(self, header: Header) -> None:
+        """Raises InputError with the first tensors of all that do not fit, and the count of each kind."""
+        kinds = (
+            ("missing", self.missing),
+            ("of another shape", self.misshapen),
+            ("of a dtype that is not read", self.dtypes),
+            ("unknown", self.unknown),
+        )
+        counts = ", ".join(f"{len(lines)} {kind}" for kind, lines in kinds if lines)
+        if not counts:
+            return
+        lines = [f"{kind}: {line}" for kind, found in kinds for line in found]
+        named = "; ".join(lines[:NAMED]) + (f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else "")
+        raise InputError(
+            f"{header.path}: the tensors do not fit the model ({counts}): {named}: use a file of this family in the official layout"
+        )
+
+
+def family_parts(
+    family: Family,
+    *,
+    unet: nn.Module | None,
+    vae: nn.Module | None,
+    towers: Sequence[nn.Module],
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+) -> list[Part]:
+    """The parts of a full checkpoint, each module with its official prefix; None leaves one out."""
+    parts = [
+        Part(module, shape.prefix, dtype, open_clip_sources(shape.layers) if shape.layout == "open_clip" else None)
+        for module, shape in zip(towers, family.towers, strict=True)
+    ]
+    parts += [Part(vae, families.VAE, vae_dtype)] if vae is not None else []
+    return parts + ([Part(unet, families.UNET, dtype)] if unet is not None else [])
+
+
+def fill(
+    header: Header,
+    parts: Sequence[Part],
+    *,
+    device: str | torch.device = "cpu",
+    elsewhere: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Read every part's tensors into one flat allocation a module and assign them; the modules are then in eval mode, without gradients.
+
+    `elsewhere` are prefixes whose tensors are not wanted (the checkpoint's VAE beside another one); `progress(n)`: n more bytes are read.
+    Raises InputError when a tensor is missing, unknown, misshapen or of a dtype that is not read, MemoryNeedError before any allocation.
+    """
+    device = torch.device(device)
+    placed = match(header, parts, elsewhere)
+    sizes = [_flat_size(places, part.dtype) for part, places in zip(parts, placed, strict=True)]
+    check_memory(sum(sizes), _free(device), str(header.path))
+    states = [_views(allocate(size, device), places, part.dtype) for part, places, size in zip(parts, placed, sizes, strict=True)]
+    read(header, [copy for places, state in zip(placed, states, strict=True) for copy in _copies(places, state)], progress)
+    for part, places, state in zip(parts, placed, states, strict=True):
+        _turn(places, state)
+        part.module.load_state_dict(state, strict=True, assign=True)
+        part.module.eval().requires_grad_(False)
+
+
+def match(header: Header, parts: Sequence[Part], elsewhere: Sequence[str] = ()) -> list[list[Place]]:
+    """For each part its places, in the order of the file. Raises InputError unless the whole file is accounted for."""
+    report, used, placed = Report(), set[str](), []
+    for part in parts:
+        found = [_place(header, part, name, tensor.shape, report, used) for name, tensor in part.module.state_dict().items()]
+        placed.append(sorted((place for place in found if place is not None), key=lambda place: (place.entry.start, place.third or 0)))
+    for name, entry in header.tensors.items():
+        if name not in used and not name.startswith(tuple(elsewhere)) and not is_leftover(name, entry):
+            report.unknown.append(f"{name} {entry.shape}")
+    report.check(header)
+    return placed
+
+
+def _place(header: Header, part: Part, name: str, shape: torch.Size, report: Report, used: set[str]) -> Place | None:
+    file_name, third = part.source(name)
+    wanted = tuple(shape) if third is None else (3 * shape[0], *shape[1:])
+    file_name, transposed = _spelling(header, file_name)
+    entry = header.tensors.get(file_name)
+    used.add(file_name)
+    if entry is None:
+        report.missing.append(f"{file_name} {wanted}")
+        return None
+    stands = entry.shape[::-1] if transposed else entry.shape
+    if stands != wanted:
+        report.misshapen.append(f"{file_name} is {entry.shape}, not {wanted}")
+    if entry.dtype not in DTYPES:
+        report.dtypes.append(f"{file_name} is {entry.dtype}, not {', '.join(DTYPES)}")
+    return Place(name, shape, entry, third, transposed)
+
+
+def _spelling(header: Header, name: str) -> tuple[str, bool]:
+    """The name as the file has it, and whether the tensor is transposed there.
+
+    OpenCLIP's `text_projection` (width, projection) is also met as a Linear's `text_projection.weight` (projection, width), and from
+    Playground v2 as `.weight.weight`: ComfyUI, comfy/utils.py clip_text_transformers_convert; sd-scripts, library/sdxl_model_util.py.
+    """
+    if name.endswith(".text_projection") and name not in header.tensors:
+        for odd in (f"{name}.weight", f"{name}.weight.weight"):
+            if odd in header.tensors:
+                return odd, True
+    return name, False
+
+
+def tensor_bytes(header: Header, parts: Sequence[Part]) -> int:
+    """Bytes of the file that `fill` reads for these parts: the total of its progress."""
+    names = {part.source(name)[0] for part in parts for name in part.module.state_dict()}
+    entries = [header.tensors.get(_spelling(header, name)[0]) for name in names]
+    return sum(entry.end - entry.start for entry in entries if entry is not None)
+
+
+def _flat_size(places: Sequence[Place], dtype: torch.dtype) -> int:
+    return sum(_padded(place.numel * dtype.itemsize) for place in places)
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN
+
+
+def _views(flat: Tensor, places: Sequence[Place], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The module's tensors, uninitialised, one behind the other in `flat` (bytes,)."""
+    state, at = {}, 0
+    for place in places:
+        size = place.numel * dtype.itemsize
+        shape = place.shape[::-1] if place.transposed else place.shape
+        state[place.name] = flat[at : at + size].view(dtype).view(shape)
+        at += _padded(size)
+    return state
+
+
+def _copies(places: Sequence[Place], state: Mapping[str, Tensor]) -> list[Copy]:
+    copies = []
+    for place in places:
+        source = DTYPES[place.entry.dtype]
+        start = place.entry.start + (place.third or 0) * place.numel * source.itemsize
+        copies.append(Copy(start, source, state[place.name].view(-1)))
+    return copies
+
+
+def _turn(places: Sequence[Place], state: dict[str, Tensor]) -> None:
+    """Matrices that the file has transposed."""
+    for place in places:
+        if place.transposed:
+            state[place.name] = state[place.name].t().contiguous()
+
+
+def _free(device: torch.device) -> int | None:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

@@ -1,0 +1,121 @@
+"""The one function that saves safetensors: streamed, by temporary name and rename, so never into a file that somebody reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from ldm.checkpoint.safetensors import BITS
+from ldm.errors import InputError
+from ldm.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Item(NamedTuple):
+    """A tensor to write: its bytes (little-endian, C order), or a function that gives them when their turn comes."""
+
+    name: str
+    dtype: str  # "F16", "F32" ...
+    shape: tuple[int, ...]
+    data: Buffer | Callable[[], Buffer]
+
+
+def save(
+    path: str | os.PathLike[str],
+    tensors: Iterable[tuple[str, str, tuple[int, ...], Buffer | Callable[[], Buffer]]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = False,
+    pad: int = 8,
+) -> Path:
+    """Write a safetensors file and return its path; the tensors are ordered by width of dtype, then by name, as the reference orders them.
+
+    `metadata` is written as it is (ModelSpec's keys, `ldm.family`); spaces bring the data to a multiple of `pad` bytes, 1: as old official
+    files. Raises InputError for a tensor that is not what it says, or when the path exists and `overwrite` is false.
+    """
+    path = Path(path)
+    items = ordered(tensors)
+    start = head(items, dict(metadata or {}), pad)
+    try:
+        return write_atomic(path, lambda file: _write(file, start, items), overwrite=overwrite)
+    except FileExistsError:
+        raise InputError(f"{path}: exists already: choose another name, or overwrite it explicitly") from None
+
+
+def ordered(tensors: Iterable[tuple[str, str, tuple[int, ...], Buffer | Callable[[], Buffer]]]) -> list[Item]:
+    """The tensors in the order in which they are written."""
+    rank = {dtype: i for i, dtype in enumerate(reversed(BITS))}  # the widest first
+    return sorted((Item(*tensor) for tensor in tensors), key=lambda item: (rank[item.dtype], item.name))
+
+
+def head(items: list[Item], metadata: dict[str, str], pad: int) -> bytes:
+    """Everything before the data: the length and the JSON."""
+    table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    at = 0
+    for item in items:
+        if item.name in table:
+            raise InputError(f"tensor {item.name!r}: given twice: a file has each name once")
+        table[item.name] = {"dtype": item.dtype, "shape": list(item.shape), "data_offsets": [at, at + _nbytes(item)]}
+        at += _nbytes(item)
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % pad)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _nbytes(item: Item) -> int:
+    return math.prod(item.shape) * BITS[item.dtype] // 8
+
+
+def _write(file: BinaryIO, start: bytes, items: list[Item]) -> None:
+    file.write(start)
+    for item in items:
+        _write_one(file, item)  # its bytes are let go before the next are made
+
+
+def _write_one(file: BinaryIO, item: Item) -> None:
+    view = memoryview(item.data() if callable(item.data) else item.data)
+    if view.nbytes != _nbytes(item):
+        raise InputError(f"tensor {item.name!r}: {view.nbytes:,} bytes do not hold {item.dtype} {item.shape}: give them in C order")
+    if view.nbytes:  # a view with a zero in its shape cannot be cast
+        file.write(view.cast("B"))
+
+
+def tensor_items(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> list[Item]:
+    """A state_dict for `save`, floats in `dtype` where one is given; each tensor is converted when its turn comes."""
+    return [_item(name, tensor, dtype) for name, tensor in state.items()]
+
+
+def _item(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> Item:
+    import torch
+
+    target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+    def data() -> Buffer:
+        flat = tensor.detach().to(device="cpu", dtype=target).contiguous().view(-1)
+        return flat.view(torch.uint8).numpy().data
+
+    return Item(name, _names()[target], tuple(tensor.shape), data)
+
+
+def _names() -> dict[torch.dtype, str]:
+    """safetensors' names of torch's dtypes."""
+    import torch
+
+    return {
+        torch.float64: "F64",
+        torch.float32: "F32",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.int64: "I64",
+        torch.int32: "I32",
+        torch.uint8: "U8",
+        torch.bool: "BOOL",
+    }

@@ -1,0 +1,86 @@
+"""`ldm VERB ...`: one small file a verb, imported when it is asked for; only these files print."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn, TextIO
+
+import ldm
+from ldm.errors import InputError, LdmError, near_matches
+
+VERBS = {"sample": "a prompt in, pictures out"}
+INTERRUPTED, TERMINATED = 130, 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the return value is the exit code: 0 done, 1 failed, 2 input not acceptable, 130 interrupted, 143 terminated."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path need not be text
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _run(words)
+    except LdmError as error:
+        return _fail(error, str(error), error.exit_code, words)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        return _fail(error, f"{error.filename or 'input or output'}: {error.strerror or error}", 1, words)
+    except Exception as error:
+        return _fail(error, f"unexpected {type(error).__name__}: {error}: run it again with --debug and report what it shows", 1, words)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else InputError.exit_code
+    if words[0] == "--version":
+        print(f"ldm {ldm.__version__}")
+        return 0
+    if words[0] not in VERBS:
+        raise InputError(f"unknown verb {words[0]!r}: {near_matches(words[0], list(VERBS))}")
+    run: Callable[[list[str]], int] = import_module(f"ldm.commands.{words[0]}").run
+    return run(words[1:])
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    return f"usage: ldm VERB ...\n\n{verbs}\n\nldm VERB --help lists the flags of a verb; ldm --version."
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _say("terminated", TERMINATED)
+    raise SystemExit(TERMINATED)
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+) -> None:
+    """A warning is one line like everything else; `warnings.showwarning` gives the signature."""
+    _say(f"note: {message}", 0)
+
+
+def _fail(error: BaseException, message: str, code: int, words: list[str]) -> int:
+    if "--debug" in words:
+        traceback.print_exception(error)
+    return _say(" ".join(message.splitlines()), code)
+
+
+def _say(message: str, code: int) -> int:
+    try:
+        print(f"ldm: {message}", file=sys.stderr, flush=True)
+    except OSError:  # nobody listens; the exit code still speaks
+        return code
+    return code

@@ -1,0 +1,60 @@
+"""What a run says on stderr: bars for a person at a terminal, one line a picture otherwise, nothing when quiet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+
+def say(text: str, quiet: bool) -> None:
+    """A note on stderr."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units: "6.9 GB"."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def rate(steps: int, seconds: float) -> str:
+    """Speed for people: "1.9 it/s", or "2.4 s/it" where a step takes longer than a second."""
+    if steps < 1 or seconds <= 0:
+        return ""
+    return f"{steps / seconds:.1f} it/s" if steps >= seconds else f"{seconds / steps:.1f} s/it"
+
+
+class Bar:
+    """A bar of sampling steps, for a terminal alone. Give its `step` to `generate` as `on_step`."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        self.done = 0
+        self.total = total
+        self.shown = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self.shown:
+            from tqdm import tqdm
+
+            columns, rows = shutil.get_terminal_size()  # 80 by 24 where the terminal does not know
+            place = {"ncols": min(columns, 100), "nrows": rows, "file": sys.stderr}
+            self.bar = tqdm(total=self.total, desc="sampling", unit="it", leave=False, mininterval=0, **place)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def step(self, _step: Any) -> None:
+        """Count one step; returns None, so the run goes on."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.update()

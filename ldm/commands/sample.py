@@ -1,0 +1,185 @@
+"""`ldm sample`: a prompt in, pictures out. Paths on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ldm
+from ldm.commands import output
+from ldm.commands.progress import Bar, rate, say, size
+from ldm.diffusion import profiles
+from ldm.errors import InputError, near_matches
+from ldm.files import write_atomic
+from ldm.options import Job, from_args, parser, validate
+from ldm.resources import weights
+
+if TYPE_CHECKING:
+    from ldm.metadata.native import Record
+    from ldm.pipeline import Pipeline, Result
+
+
+def run(argv: list[str]) -> int:
+    """Do the verb and return the exit code; raises LdmError."""
+    made = parser("ldm sample", "Make pictures of a prompt.")
+    made.add_argument("--version", action="version", version=f"ldm {ldm.__version__}", help="show the version")
+    job = from_args(made, argv)
+    check(job)
+    pipeline = _load(job)
+    _advise(job.sampler or pipeline.family.defaults.sampler, _steps(pipeline, job), job.quiet)
+    start = time.perf_counter()
+    with Bar(_steps(pipeline, job), job.quiet) as bar:
+        result = _generate(pipeline, job, bar)
+    _save(pipeline, result, job, _timing(bar.done, time.perf_counter() - start))
+    return 0
+
+
+def check(job: Job) -> None:
+    """Refuse, before any model is loaded, what cannot end well."""
+    validate(job)
+    profile = profiles.override(profiles.load_profile(job.profile), job.overrides or {})
+    for flag, path in (("model", job.model), ("vae", job.vae)):
+        _check_input(flag, path)
+    output.check_folder(Path(job.output).parent if output.is_file(job.output) else Path(job.output))
+    if job.latents is not None:
+        output.check_new(Path(job.latents), ".safetensors", job.overwrite)
+    _check_names(job, profile)
+
+
+def _check_input(flag: str, path: str | None) -> None:
+    if path is None or Path(path).is_file():
+        return
+    what = "is a folder" if Path(path).is_dir() else "is not a file" if os.path.lexists(path) else "does not exist"
+    raise InputError(f"{flag} file {path} {what}: give the path of a .safetensors file")
+
+
+def _check_names(job: Job, profile: profiles.Profile) -> None:
+    """The tables of samplers and schedules hold code, so torch is imported here, and not before."""
+    from ldm.diffusion import samplers, schedules
+
+    if job.sampler is not None:
+        samplers.get(job.sampler, profile)
+    if job.schedule is not None and job.schedule not in schedules.SCHEDULES:
+        raise InputError(f"unknown schedule {job.schedule!r}: {near_matches(job.schedule, list(schedules.SCHEDULES))}")
+
+
+def _load(job: Job) -> Pipeline:
+    from ldm.pipeline import BOX
+
+    path = Path(job.model) if job.model is not None else weights() / BOX
+    say(f"loading {path.name}" + (f" ({size(path.stat().st_size)})" if path.is_file() else ""), job.quiet)
+    start = time.perf_counter()
+    pipeline = ldm.load(job.model, device=job.device, dtype=job.dtype, vae=job.vae)
+    say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {_place(pipeline)}", job.quiet)
+    return pipeline
+
+
+def _place(pipeline: Pipeline) -> str:
+    return f"{pipeline.device}, {str(pipeline.dtype).removeprefix('torch.')}"
+
+
+def _steps(pipeline: Pipeline, job: Job) -> int:
+    return len(job.sigmas) - 1 if job.sigmas else job.steps or pipeline.family.defaults.steps
+
+
+def _advise(sampler: str, steps: int, quiet: bool) -> None:
+    from ldm.diffusion.samplers import SAMPLERS
+
+    if steps < SAMPLERS[sampler].minimum:
+        say(
+            f"note: {sampler} wants at least {SAMPLERS[sampler].minimum} steps unless the model was made for fewer: this run has {steps}",
+            quiet,
+        )
+
+
+def _generate(pipeline: Pipeline, job: Job, bar: Bar) -> Result:
+    return pipeline.generate(
+        job.prompt,
+        job.negative,
+        width=job.width,
+        height=job.height,
+        steps=job.steps,
+        cfg=job.cfg,
+        sampler=job.sampler,
+        schedule=job.schedule,
+        sigmas=job.sigmas,
+        seed=job.seed,
+        batch=job.batch,
+        profile=job.profile,
+        overrides=job.overrides,
+        on_step=bar.step,
+    )
+
+
+def _timing(steps: int, seconds: float) -> str:
+    speed = rate(steps, seconds)
+    return f"{seconds:.1f} s" + (f" ({speed})" if speed else "")
+
+
+def _save(pipeline: Pipeline, result: Result, job: Job, timing: str) -> None:
+    """Write the latents, then every picture; a path goes to stdout as soon as its file is whole."""
+    from ldm.images import save_png
+
+    if job.latents is not None:
+        _save_latents(result, Path(job.latents), job.overwrite)
+    overwrite = job.overwrite and output.is_file(job.output)
+    output.make_folder(Path(job.output).parent if output.is_file(job.output) else Path(job.output))
+    for index, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
+        save = partial(save_png, picture, texts=_texts(_record(pipeline, result, index)), overwrite=overwrite)
+        path = output.save_free(output.candidates(job.output, seed, index), save)
+        say(f"saved {path}  seed {seed}  {timing}", job.quiet)
+        _tell(path)
+
+
+def _tell(path: Path) -> None:
+    """A path on stdout; when nobody reads it any more, the files are still written."""
+    try:
+        print(path, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _save_latents(result: Result, path: Path, overwrite: bool) -> None:
+    from safetensors.numpy import save
+
+    content = save({"latents": result.latents.float().cpu().numpy()}, {"seeds": ",".join(map(str, result.seeds))})
+    output.make_folder(path.parent)
+    output.save_free(iter([path]), lambda path: write_atomic(path, lambda file: file.write(content), overwrite=overwrite))
+
+
+def _record(pipeline: Pipeline, result: Result, index: int) -> Record:
+    """The record of one picture of the batch. Paths stay out of it: only the files' own names."""
+    import torch
+
+    from ldm.metadata.native import Record
+
+    return Record(
+        job=result.job,
+        seed=result.seeds[index],
+        index=index,
+        model=_name(pipeline.source),
+        family=pipeline.family.name,
+        vae=None if pipeline.vae_source is None else _name(pipeline.vae_source),
+        device=str(pipeline.device),
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        torch=torch.__version__,
+        version=ldm.__version__,
+        stopped_at=result.stopped_at,
+    )
+
+
+def _name(path: str) -> str:
+    """A file's own name as text, whatever bytes it is made of."""
+    return os.fsencode(Path(path).name).decode("utf-8", "replace")
+
+
+def _texts(record: Record) -> dict[str, str]:
+    """The text chunks of a picture: the dialect that others read, and our own record."""
+    from ldm.metadata import a1111, native
+
+    profile = profiles.override(profiles.load_profile(record.job.profile), record.job.overrides or {})
+    return {a1111.KEY: a1111.write(a1111.from_record(record, profile.rng)), native.KEY: native.write(record)}

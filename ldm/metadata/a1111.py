@@ -1,0 +1,116 @@
+"""The `parameters` text of AUTOMATIC1111's web interface, which most viewers and sites read.
+
+    prompt lines
+    Negative prompt: its lines
+    Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.0, Seed: 1, Size: 1024x1024, Model: sd_xl_base_1.0, Version: ldm 0.1.0
+
+The settings line starts with `Steps: ` because some readers find it by that word. A value with a comma, a colon or a newline
+is quoted as a JSON string. The dialect loses things by design (outer spaces, a prompt whose last line looks like settings):
+the exact record is in the `ldm` chunk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ldm.errors import InputError
+from ldm.metadata.native import LIMIT, Record
+
+KEY = "parameters"
+SAMPLERS = {
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "ddim": "DDIM",
+}
+SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "normal": "Uniform", "sgm_uniform": "SGM Uniform", "simple": "Simple"}
+RNGS = {"cpu": "CPU", "philox": "NV"}
+_NEGATIVE = "Negative prompt:"
+_NAME = re.compile(r"\w[\w \-/]+")
+
+
+@dataclass(frozen=True)
+class Infotext:
+    """The three parts of the text; settings keep their order."""
+
+    prompt: str = ""
+    negative: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def from_record(record: Record, rng: str | None = None) -> Infotext:
+    """What the dialect can say of a record; `rng` is the profile's random source."""
+    job, model = record.job, record.model.removesuffix(".safetensors")
+    settings = {
+        "Steps": job.steps,
+        "Sampler": SAMPLERS.get(job.sampler or "", job.sampler),
+        "Schedule type": SCHEDULES.get(job.schedule or "", job.schedule),
+        "CFG scale": job.cfg,
+        "Seed": record.seed,
+        "Size": f"{job.width}x{job.height}",
+        "Model": model,
+        "VAE": record.vae,
+        "ENSD": (job.overrides or {}).get("ensd"),
+        "RNG": RNGS.get(rng or ""),
+        "Stopped at": record.stopped_at,
+        "Version": f"ldm {record.version}",
+    }
+    return Infotext(job.prompt, job.negative or "", {name: str(value) for name, value in settings.items() if value is not None})
+
+
+def write(info: Infotext) -> str:
+    """The text."""
+    negative = f"\n{_NEGATIVE} {info.negative}" if info.negative else ""
+    pairs = ", ".join(f"{name}: {_quote(value)}" for name, value in info.settings.items())
+    return f"{info.prompt}{negative}\n{pairs}".strip()
+
+
+def _quote(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]', value) or value != value.strip() else value
+
+
+def read(text: str) -> Infotext:
+    """The parts of a text by the dialect's own rules; a text without settings is all prompt. InputError when it is too long."""
+    if len(text) > LIMIT:
+        raise InputError(f"parameters text: {len(text)} characters are too many: the limit is {LIMIT}")
+    lines = [line.strip() for line in text.strip().split("\n")]
+    settings = _pairs(lines[-1])
+    if len(settings) < 3:  # the dialect's own threshold: fewer pairs are a sentence of the prompt
+        settings = {}
+    else:
+        lines.pop()
+    start = next((at for at, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix(_NEGATIVE)
+    return Infotext("\n".join(lines[:start]).strip(), negative.strip(), settings)
+
+
+def _pairs(line: str) -> dict[str, str]:
+    """The `name: value` pairs of a settings line, in time linear in its length; parts that are none are passed over."""
+    found: dict[str, str] = {}
+    for part in _split(line):
+        name, colon, value = part.partition(":")
+        if colon and _NAME.fullmatch(name.strip()):
+            found[name.strip()] = _unquote(value.strip())
+    return found
+
+
+def _split(line: str) -> list[str]:
+    """The parts between commas; a comma inside a JSON string that starts a value does not count."""
+    return [match[0] for match in re.finditer(r'[^,":]*(?::\s*(?:"(?:\\.|[^"\\])*"(?=\s*(?:,|$)))?)?[^,]*', line) if match[0]]
+
+
+def _unquote(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    try:
+        text = json.loads(value)
+    except ValueError:
+        return value
+    return text if isinstance(text, str) else value

@@ -1,0 +1,115 @@
+"""The lossless record: JSON in the PNG text chunk `ldm`.
+
+    {"schema": 1, "version": "0.1.0", "job": {...}, "seed": 8, "index": 1, "model": "a.safetensors", ...}
+
+The text is ASCII (JSON escapes the rest), so no reader's idea of an encoding can change it. It names files, never folders.
+`read(write(record)) == record` for every record that `write` accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, TypeVar
+
+from ldm.errors import InputError
+from ldm.options import KNOBS, Job
+
+T = TypeVar("T")
+KEY = "ldm"
+SCHEMA = 1
+LIMIT = 8 * 2**20  # characters; the longest legal job needs about 2.5 million
+SAVED = [name for name, knob in KNOBS.items() if knob.saved]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture: the finished job, and what else its making depends on."""
+
+    job: Job  # the fields that make the picture; those about the run (paths, flags) are not recorded
+    seed: int  # of this very picture
+    index: int  # its place in the batch, from 0
+    model: str  # file name without folders
+    family: str
+    vae: str | None  # file name of a VAE given apart
+    device: str
+    dtype: str
+    torch: str  # torch's version
+    version: str  # ldm's version
+    stopped_at: int | None = None  # the step after which the run was stopped
+
+
+def write(record: Record) -> str:
+    """The JSON text. Raises ValueError for a number that is not finite."""
+    plain = {each.name: getattr(record, each.name) for each in fields(record)}
+    plain["job"] = {name: getattr(record.job, name) for name in SAVED}
+    return json.dumps({"schema": SCHEMA, **plain}, allow_nan=False)
+
+
+def read(text: str) -> Record:
+    """The record of a JSON text, taken as data: InputError for anything that `write` does not write."""
+    values = _object(_json(text), "the record")
+    schema = values.pop("schema", None)
+    if schema != SCHEMA or isinstance(schema, bool):
+        raise InputError(f"picture record: schema {str(schema)[:40]!r} is not {SCHEMA}: it was made by another version of ldm")
+    values["job"] = _build(Job, _object(values.get("job"), "job"), SAVED)
+    return _build(Record, values, [each.name for each in fields(Record)])
+
+
+def _json(text: str) -> Any:
+    if len(text) > LIMIT:
+        raise InputError(f"picture record: {len(text)} characters are too many: the limit is {LIMIT}")
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"picture record: not JSON ({str(error)[:80]}): the file is damaged or not made by ldm") from None
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name stands twice")
+    return made
+
+
+def _object(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"picture record: {name} is not an object: the file is damaged or not made by ldm")
+    return value
+
+
+def _build(kind: type[T], values: Mapping[str, Any], names: list[str]) -> T:
+    """`kind(**values)`, with exactly `names`, each of its declared type."""
+    wrong = sorted(set(values) ^ set(names))
+    if wrong:
+        problem = "unknown" if wrong[0] in values else "missing"
+        raise InputError(f"picture record: {wrong[0][:40]!r} is {problem}: it was made by another version of ldm")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` where its type is `hint`: a class, a union of classes, tuple[float, ...] or a mapping."""
+    for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
+        origin = typing.get_origin(kind) or kind
+        if origin is tuple and isinstance(value, list) and all(_is_number(item) for item in value):
+            return tuple(float(item) for item in value)
+        if origin is float and _is_number(value):
+            return value
+        if origin is Mapping and isinstance(value, dict):
+            return value
+        if type(value) is origin:
+            return value
+    raise InputError(f"picture record: {name} has the wrong type ({type(value).__name__}): the file is damaged or not made by ldm")
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**1023)

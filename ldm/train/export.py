@@ -1,0 +1,80 @@
+"""Trained stages -> one safetensors file in the official layout, F16, with its family's numbers in the metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ldm.checkpoint.rename import to_open_clip
+from ldm.checkpoint.writer import Item, ordered, save, tensor_items
+from ldm.models.shapes import Family, TowerShape, load_family
+from ldm.train.cache import load_pictures
+from ldm.train.state import load_mean, part
+
+if TYPE_CHECKING:
+    from ldm.train.recipe import Recipe
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+ARCHITECTURE = "ldm-emoji-v1"
+
+
+def export(recipe: Recipe, out: Path, path: Path) -> str:
+    """Write the moving averages of all three stages in `out` to `path`; the line returned says what was written.
+
+    Raises InputError when a stage has not been trained.
+    """
+    family = load_family(recipe.family)
+    scale = load_pictures(out).scale
+    family = dataclasses.replace(family, vae=dataclasses.replace(family.vae, scale=scale))
+    tensors = official(family, load_mean(out / "vae"), load_mean(out / "towers"), load_mean(out / "unet"))
+    items = ordered(tensor_items(tensors, torch.float16))
+    save(path, items, metadata(family, _digest(items)), overwrite=True)
+    count = sum(value.numel() for value in tensors.values())
+    return f"{path}: {count:,} values, {path.stat().st_size / 2**20:.1f} MiB, VAE scale {scale:.5f}"
+
+
+def official(family: Family, vae: Mapping[str, Tensor], towers: Mapping[str, Tensor], unet: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors under the names of the official files."""
+    tensors = {UNET + name: value for name, value in unet.items()} | {VAE + name: value for name, value in vae.items()}
+    for i, shape in enumerate(family.towers):
+        tensors |= dict(_tower(shape, part(dict(towers), f"towers.{i}."), towers["logit_scale"][i]))
+    return tensors
+
+
+def _tower(shape: TowerShape, state: dict[str, Tensor], logit_scale: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if shape.layout == "open_clip":
+        state = {**to_open_clip(state, shape.layers), "logit_scale": logit_scale}
+    yield from ((shape.prefix + name, value) for name, value in state.items())
+
+
+def _digest(items: Sequence[Item]) -> str:
+    """sha256 of all that follows the header: ModelSpec's hash."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(item.data() if callable(item.data) else item.data)
+    return digest.hexdigest()
+
+
+def metadata(family: Family, digest: str) -> dict[str, str]:
+    """The family's numbers and the fields of ModelSpec 1.0.1; `digest` is the sha256 of the tensors' bytes in the file's order."""
+    defaults = family.defaults
+    return {
+        "format": "pt",
+        "ldm.family": json.dumps(family.to_dict(), separators=(",", ":")),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.implementation": "ldm",
+        "modelspec.title": family.title,
+        "modelspec.description": "Single things of Noto Color Emoji on coloured backgrounds; the layout of SDXL with smaller numbers.",
+        "modelspec.license": "Apache-2.0",
+        "modelspec.resolution": f"{defaults.width}x{defaults.height}",
+        "modelspec.prediction_type": family.prediction,
+        "modelspec.hash_sha256": f"0x{digest}",
+    }

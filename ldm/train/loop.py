@@ -1,0 +1,111 @@
+"""The training loop, the same for every stage: it knows a task's loss and nothing of what is trained."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+from ldm.errors import NumericError
+from ldm.train.optim import EMA, build_optimizer, learning_rate
+from ldm.train.state import load_state, optimizer_tensors, part, restore_optimizer, save_state
+
+if TYPE_CHECKING:
+    from ldm.train.recipe import Optim
+
+
+class Task(Protocol):
+    """What is trained: `module`, whose whole state is saved, and its loss at a step, which draws its data and noise from the step alone."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]: ...
+
+
+@dataclass
+class Limits:
+    """When a run ends, and what it says meanwhile."""
+
+    minutes: float = math.inf
+    stop: Callable[[], bool] = lambda: False
+    save_seconds: float = 120.0
+    log_every: int = 20
+    say: Callable[[str], None] = lambda _: None
+
+
+class Trainer:
+    """One stage's module, optimiser and moving average, on disk under `folder`."""
+
+    def __init__(self, task: Task, numbers: Optim, folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.task, self.numbers, self.folder, self.say = task, numbers, folder, say
+        self.optimizer = build_optimizer(task.module, numbers)
+        self.ema = EMA(task.module, numbers.ema)
+        self.step = 0
+
+    def resume(self) -> bool:
+        """Continue from the newest whole state; False when there is none."""
+        found = load_state(self.folder, self.say)
+        if found is None:
+            return False
+        self.step, tensors = found
+        self.task.module.load_state_dict(part(tensors, "model."))
+        self.ema.load(part(tensors, "ema."))
+        restore_optimizer(self.optimizer, part(tensors, "optim."))
+        return True
+
+    def save(self) -> Path:
+        parts = {"model": self.task.module.state_dict(), "ema": self.ema.mean, "optim": optimizer_tensors(self.optimizer)}
+        tensors = {f"{name}.{key}": value for name, values in parts.items() for key, value in values.items()}
+        return save_state(self.folder, self.step, tensors)
+
+    def advance(self) -> dict[str, float]:
+        """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied."""
+        rate = learning_rate(self.step, self.numbers)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss, figures = self.task.loss(self.step)
+        loss.backward()
+        value, norm = float(loss.detach()), float(nn.utils.clip_grad_norm_(self.task.module.parameters(), self.numbers.clip))
+        if not (math.isfinite(norm) and math.isfinite(value)):
+            raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.ema.update(self.task.module, self.step)
+        return {"loss": value, "lr": rate, "norm": norm, **figures}
+
+
+def train(trainer: Trainer, limits: Limits) -> int:
+    """Advance to the recipe's last step, or until the clock or `stop` ends it; the state is saved on the way and at the end."""
+    begun = saved = time.monotonic()
+    first, records = trainer.step, []
+    while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
+        records.append(trainer.advance())
+        if trainer.step % limits.log_every == 0 or trainer.step == trainer.numbers.steps:
+            pace = (trainer.step - first) * trainer.numbers.batch / (time.monotonic() - begun)
+            _log(trainer, records, pace, limits.say)
+            records.clear()
+        if time.monotonic() - saved > limits.save_seconds:
+            trainer.save()
+            saved = time.monotonic()
+    trainer.save()
+    return trainer.step
+
+
+def _log(trainer: Trainer, records: list[dict[str, float]], pace: float, say: Callable[[str], None]) -> None:
+    """The means of the last steps, as a line of metrics.jsonl and as one for people."""
+    means = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
+    left = (trainer.numbers.steps - trainer.step) * trainer.numbers.batch / pace / 60
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    line: dict[str, Any] = {"step": trainer.step, **means, "pictures_per_second": pace}
+    with (trainer.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
+    say(f"step {trainer.step}/{trainer.numbers.steps}  {figures}  {pace:.1f} pictures/s  {left:.1f} min left")

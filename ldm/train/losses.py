@@ -1,0 +1,51 @@
+"""The losses of the three stages, each with its equation. Every one returns a scalar float32 tensor."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def noised(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x = (z + sigma noise) / sqrt(1 + sigma^2): the network's input at noise level sigma (B,); variance one for z of variance one."""
+    s = sigma.view(-1, 1, 1, 1)
+    return (z + s * noise) / (1 + s**2).sqrt()
+
+
+def target(z: Tensor, noise: Tensor, sigma: Tensor, prediction: Literal["epsilon", "v"]) -> Tensor:
+    """What the network predicts: the noise, or v = (noise - sigma z) / sqrt(1 + sigma^2) (Salimans and Ho 2022, appendix D)."""
+    s = sigma.view(-1, 1, 1, 1)
+    return noise if prediction == "epsilon" else (noise - s * z) / (1 + s**2).sqrt()
+
+
+def min_snr_weight(sigma: Tensor, gamma: float, prediction: Literal["epsilon", "v"]) -> Tensor:
+    """min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; SNR = 1 / sigma^2 (Hang et al. 2023, section 3.4)."""
+    snr = sigma**-2
+    return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+
+
+def diffusion_loss(predicted: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared error, picture by picture times `weight` (B,)."""
+    each = (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3))
+    return (each if weight is None else each * weight).mean()
+
+
+def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)), the mean over all latents (Kingma and Welling 2014, appendix B)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def gradient_loss(image: Tensor, wanted: Tensor) -> Tensor:
+    """L1 distance of the differences between neighbouring pixels, down and across: blurred edges cost."""
+    difference = image - wanted
+    return (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean() + (difference[..., :, 1:] - difference[..., :, :-1]).abs().mean()
+
+
+def contrastive_loss(pictures: Tensor, captions: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric cross-entropy over all pairs of a batch; features (B, D) are normalised here (Radford et al. 2021, figure 3)."""
+    logits = scale * F.normalize(pictures.float(), dim=-1) @ F.normalize(captions.float(), dim=-1).T  # (picture, caption)
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2

@@ -1,0 +1,73 @@
+"""A training recipe: frozen dataclasses filled from one TOML file; an unknown or a missing key is an error that names it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ldm.errors import InputError
+from ldm.models.shapes import _Numbers as Numbers
+
+
+@dataclass(frozen=True)
+class Optim(Numbers):
+    steps: int
+    batch: int
+    lr: float
+    warmup: int  # steps of linear growth
+    final: float  # the last step's share of lr; half a cosine leads there
+    weight_decay: float  # on matrices and kernels only
+    clip: float  # of the gradient's norm
+    ema: float  # decay a step, once warm
+
+
+@dataclass(frozen=True)
+class Data(Numbers):
+    size: int  # pixels a side
+    pictures: int  # composed and encoded for the towers and the UNet
+    smallest: float  # a thing's longer side, as a share of the picture
+    largest: float
+    crop_share: float  # of the pictures are windows of a larger canvas
+    small_share: float  # of the pictures are enlarged from a smaller one
+
+
+@dataclass(frozen=True)
+class VAERecipe(Numbers):
+    crop: int  # pixels a side of the windows it learns from
+    gradient: float
+    kl: float
+    optim: Optim
+
+
+@dataclass(frozen=True)
+class TowersRecipe(Numbers):
+    optim: Optim
+
+
+@dataclass(frozen=True)
+class UNetRecipe(Numbers):
+    dropout: float  # share of captions replaced by the empty one
+    min_snr: float  # gamma; 0: no weighting
+    optim: Optim
+
+
+@dataclass(frozen=True)
+class Recipe(Numbers):
+    family: str
+    seed: int
+    precision: Literal["float32", "bfloat16"]
+    data: Data
+    vae: VAERecipe
+    towers: TowersRecipe
+    unet: UNetRecipe
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a TOML file. Raises InputError for a file that cannot be read and for unknown or missing keys."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}: give a training recipe such as configs/train/emoji.toml") from error
+    return Recipe.from_dict(values)

@@ -1,0 +1,78 @@
+"""A training run on disk: weights, moving average and optimiser in one safetensors file, and a JSON beside it, written last.
+
+The JSON holds the step and the file's sha256, so that a state without it, or one that does not match, counts as damaged and the one
+before it is used. Randomness needs no state of its own: it is drawn from (seed, step).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ldm.errors import InputError
+from ldm.files import write_atomic
+
+KEPT = 2  # states a stage
+
+
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> Path:
+    """Write state `step` and remove all but the newest ones. A process killed anywhere in here leaves the state before it whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save({name: value.detach().contiguous() for name, value in tensors.items()})
+    path = folder / f"state-{step:08}.safetensors"
+    record = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
+    write_atomic(path, lambda file: file.write(data), overwrite=True)
+    write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()), overwrite=True)
+    for old in sorted(folder.glob("state-*.json"))[:-KEPT]:
+        old.unlink()
+        old.with_suffix(".safetensors").unlink(missing_ok=True)
+    return path
+
+
+def load_state(folder: Path, say: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
+    """The newest whole state as (step, tensors), or None; a damaged one is named through `say` and passed over."""
+    for record in sorted(folder.glob("state-*.json"), reverse=True):
+        try:
+            note = json.loads(record.read_text(encoding="utf-8"))
+            data = record.with_suffix(".safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() == note["sha256"]:
+                return int(note["step"]), load(data)
+        except (OSError, ValueError, KeyError):
+            pass
+        say(f"{record.stem} is damaged: using the one before it")
+    return None
+
+
+def load_mean(folder: Path) -> dict[str, Tensor]:
+    """The moving average of a stage's newest state. Raises InputError when the stage has not been trained."""
+    found = load_state(folder, lambda _: None)
+    if found is None:
+        raise InputError(f"{folder}: no trained state: train the stage {folder.name!r} first")
+    return part(found[1], "ema.")
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors: `<parameter's index>.<name>`."""
+    states = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": torch.as_tensor(value) for index, state in states.items() for name, value in state.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser its state back, each tensor in the memory layout of its parameter, which fused steps rely on."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        own = value if name == "step" else torch.empty_like(parameters[int(index)].detach()).copy_(value)
+        state.setdefault(int(index), {})[name] = own
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

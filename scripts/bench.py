@@ -1,0 +1,146 @@
+"""Times beside diffusers on the CPU in float32, one script, alternating runs, medians and the spread of each engine against itself.
+
+    python -m scripts.bench load --checkpoint sd_xl_base_1.0.safetensors    # file in the page cache -> ready; a fresh process each time
+    python -m scripts.bench step --checkpoint sd_xl_base_1.0.safetensors    # one guided UNet step at 256x256
+
+`load` prints seconds and peak resident memory (VmHWM) of each engine and the ratio of medians. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ENGINES = ("ours", "theirs")
+
+
+def load_ours(checkpoint: Path, _: Path) -> Any:
+    import ldm
+
+    return lambda: ldm.load(checkpoint, device="cpu", dtype="float32")
+
+
+def load_theirs(checkpoint: Path, folder: Path) -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return lambda: StableDiffusionXLPipeline.from_single_file(
+        str(checkpoint), config=str(folder), torch_dtype=torch.float32, local_files_only=True
+    )
+
+
+def peak_gib() -> float:
+    """The largest resident size of this process so far."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 2**20
+
+
+def one_load(engine: str, checkpoint: Path, folder: Path) -> dict[str, float]:
+    call = {"ours": load_ours, "theirs": load_theirs}[engine](checkpoint, folder)
+    if engine == "ours":
+        import ldm.pipeline  # noqa: F401  (imports are not part of the time on either side)
+    start = time.perf_counter()
+    kept = call()
+    seconds = time.perf_counter() - start
+    print(type(kept).__name__, file=sys.stderr)
+    return {"seconds": seconds, "gib": peak_gib()}
+
+
+def load(checkpoint: Path, runs: int) -> None:
+    """Alternating fresh processes; the file is read once before, so that every run finds it in the page cache."""
+    from scripts import theirs
+
+    seen: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+    with tempfile.TemporaryDirectory() as name:
+        theirs.pipeline_folder(Path(name))
+        subprocess.run(["cat", str(checkpoint)], stdout=subprocess.DEVNULL, check=True)
+        for _ in range(runs):
+            for engine in ENGINES:
+                command = [
+                    sys.executable,
+                    "-m",
+                    "scripts.bench",
+                    "load",
+                    "--checkpoint",
+                    str(checkpoint),
+                    "--engine",
+                    engine,
+                    "--folder",
+                    name,
+                ]
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+                seen[engine].append(json.loads(out))
+                print(f"  {engine:6} {seen[engine][-1]['seconds']:6.1f} s  {seen[engine][-1]['gib']:5.1f} GiB", flush=True)
+    for key in ("seconds", "gib"):
+        report(f"load {key}", *([run[key] for run in seen[engine]] for engine in ENGINES))
+
+
+def report(what: str, ours: list[float], theirs: list[float]) -> None:
+    """Medians, their ratio, and how far each engine's own runs lie apart."""
+    medians = [statistics.median(values) for values in (ours, theirs)]
+    spreads = [(max(values) - min(values)) / statistics.median(values) for values in (ours, theirs)]
+    print(
+        f"{what}: ours {medians[0]:.2f}  theirs {medians[1]:.2f}  ratio {medians[0] / medians[1]:.3f}  over {len(ours)} alternating runs",
+        end="",
+    )
+    print(f"; spread of each against itself {spreads[0]:.0%} and {spreads[1]:.0%}")
+
+
+@torch.inference_mode()
+def step(checkpoint: Path, runs: int) -> None:
+    """Both networks in one process over the same weights: the step alone, then 20 steps with what is prepared once shared among them."""
+    import ldm
+    from ldm.models.shapes import load_family
+    from ldm.ops.embedding import sinusoid
+    from scripts import theirs
+
+    unet = ldm.load(checkpoint, device="cpu", dtype="float32").unet
+    network = theirs.unet_of(unet.state_dict(), theirs.BASE_UNET)
+    width = load_family("sdxl-base").unet.context_dim
+    x, context, pooled = torch.randn(2, 4, 32, 32), torch.randn(2, 77, width), torch.randn(2, 1280)
+    ids = torch.tensor([[256.0, 256.0, 0.0, 0.0, 256.0, 256.0]] * 2)
+    vector = torch.cat([pooled, sinusoid(ids.flatten(), 256).reshape(2, -1)], 1)
+    start = time.perf_counter()
+    prepared = unet.prepare(context, vector, [500.0])
+    print(f"prepare: {time.perf_counter() - start:.2f} s once a prompt")
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": lambda: unet(x, prepared, 0),
+        "theirs": lambda: network(x, 500.0, context, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample,
+    }
+    seen: dict[str, list[float]] = {engine: [] for engine in ENGINES}
+    for call in calls.values():
+        call()
+    for _ in range(runs):
+        for engine in ENGINES:
+            start = time.perf_counter()
+            calls[engine]()
+            seen[engine].append(time.perf_counter() - start)
+    report("UNet step seconds", seen["ours"], seen["theirs"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("load", "step"))
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.engine:
+        print(json.dumps(one_load(args.engine, args.checkpoint, args.folder)))
+    else:
+        {"load": load, "step": step}[args.what](args.checkpoint, args.runs)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,282 @@
+"""Strict filling: bit-equal values, exact messages, weights that outlive their file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ldm.checkpoint import loading, memory, reading
+from ldm.checkpoint.families import recognise
+from ldm.checkpoint.loading import Part, fill, tensor_bytes
+from ldm.checkpoint.safetensors import Header, read_header
+from ldm.checkpoint.writer import Item, save, tensor_items
+from ldm.errors import InputError, MemoryNeedError
+from scripts import synthetic
+from tests.checkpoint.builders import raw
+
+
+class Net(nn.Module):
+    """A few tensors of all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+        self.norm = nn.GroupNorm(1, 5)
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.register_buffer("count", torch.zeros(7))
+
+
+NAMES = ("conv.weight", "conv.bias", "norm.weight", "norm.bias", "scale", "count")
+
+
+def part(prefix: str = "net.", dtype: torch.dtype = torch.float32) -> Part:
+    with torch.device("meta"):
+        return Part(Net(), prefix, dtype)
+
+
+def values(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {f"net.{name}": torch.randn(tensor.shape).to(dtype) for name, tensor in Net().state_dict().items()}
+
+
+def write(path: Path, state: dict[str, torch.Tensor]) -> Header:
+    return read_header(save(path, tensor_items(state), overwrite=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", ["F16", "BF16", "F32", "F64", "mixed"])
+def test_values_are_those_of_the_reference(stored: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    state = values()
+    kinds = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+    chosen = [kinds[stored]] if stored != "mixed" else list(kinds.values())
+    state = {name: tensor.to(chosen[i % len(chosen)]) for i, (name, tensor) in enumerate(state.items())}
+    header = write(tmp_path / "m.safetensors", state)
+    target = part(dtype=dtype)
+    fill(header, [target])
+    reference = load_file(tmp_path / "m.safetensors")
+    for name, tensor in target.module.state_dict().items():
+        assert tensor.dtype == dtype and torch.equal(tensor, reference[f"net.{name}"].to(dtype)), name
+    assert not target.module.training and not any(parameter.requires_grad for parameter in target.module.parameters())
+
+
+def test_one_allocation_a_module(tmp_path: Path) -> None:
+    target = part()
+    fill(write(tmp_path / "m.safetensors", values()), [target])
+    tensors = list(target.module.state_dict().values())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert all(tensor.is_contiguous() for tensor in tensors)
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_any_order_and_alignment(shift: int, tmp_path: Path) -> None:
+    """Written by hand: the data begins anywhere, the tensors lie in the reverse order, a text in between."""
+    state = values()
+    blobs = {"pad": np.zeros(shift + 1, np.uint8).tobytes(), **{name: tensor.numpy().tobytes() for name, tensor in reversed(state.items())}}
+    table, at = {}, 0
+    for name, blob in blobs.items():
+        shape, kind = (list(state[name].shape), "F32") if name in state else ([len(blob)], "U8")
+        table[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + len(blob)]}
+        at += len(blob)
+    (tmp_path / "m.safetensors").write_bytes(raw(table, b"".join(blobs.values())))
+    target = part()
+    fill(read_header(tmp_path / "m.safetensors"), [target], elsewhere=["pad"])
+    assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in target.module.state_dict().items())
+
+
+def test_thirds_and_transposed_projection(tmp_path: Path) -> None:
+    """A tower in OpenCLIP's names, with each spelling of text_projection that is met."""
+    family = synthetic.tiny("sdxl-refiner")
+    wanted: dict[str, torch.Tensor] = {}
+    for spelling in ("", ".weight", ".weight.weight"):
+        tower = next(each for each in synthetic.parts(family) if each.sources)
+        items = []
+        for name, shape in synthetic.file_shapes(tower):
+            array = synthetic.values(name, shape, "F32").reshape(shape)
+            odd = name.endswith("text_projection")
+            items.append(Item(name + spelling * odd, "F32", shape, np.ascontiguousarray(array.T if odd and spelling else array).tobytes()))
+        header = read_header(save(tmp_path / "m.safetensors", items, overwrite=True))
+        fill(header, [tower])
+        state = tower.module.state_dict()
+        wanted = wanted or state
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in state.items())
+        assert tensor_bytes(header, [tower]) == header.size - header.data_start
+    stacked = load_file(tmp_path / "m.safetensors")[f"{family.towers[0].prefix}transformer.resblocks.3.attn.in_proj_weight"]
+    names = [f"text_model.encoder.layers.3.self_attn.{each}_proj.weight" for each in "qkv"]
+    assert torch.equal(torch.cat([wanted[name] for name in names]), stacked)
+
+
+@contextmanager
+def refused(*parts: str) -> Iterator[None]:
+    with pytest.raises(InputError) as caught:
+        yield
+    text = str(caught.value)
+    assert all(each in text for each in parts), text
+    assert "\n" not in text
+
+
+def test_missing_unknown_misshapen(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    state = values()
+    with refused(f"{path}: the tensors do not fit the model (1 missing): missing: net.conv.weight (5, 3, 3, 3): use a file"):
+        fill(write(path, {name: tensor for name, tensor in state.items() if name != "net.conv.weight"}), [part()])
+    with refused("(1 unknown): unknown: net.extra (2,)"):
+        fill(write(path, {**state, "net.extra": torch.zeros(2)}), [part()])
+    with refused("(1 unknown): unknown: other (2,)"):
+        fill(write(path, {**state, "other": torch.zeros(2)}), [part()])
+    with refused("(1 of another shape): of another shape: net.conv.bias is (6,), not (5,)"):
+        fill(write(path, {**state, "net.conv.bias": torch.zeros(6)}), [part()])
+    with refused("net.scale is (1,), not ()"):
+        fill(write(path, {**state, "net.scale": torch.zeros(1)}), [part()])
+    with refused("(1 of a dtype that is not read)", "net.conv.bias is I64, not F16, BF16, F32, F64"):
+        fill(write(path, {**state, "net.conv.bias": torch.zeros(5, dtype=torch.int64)}), [part()])
+    with refused("(6 missing, 8 unknown)", "missing: net.count (7,)", "; and 9 more: use"):
+        fill(write(path, {f"a.{i}": torch.zeros(1) for i in range(8)}), [part()])
+
+
+def test_nothing_is_assigned_when_anything_is_wrong(tmp_path: Path) -> None:
+    target = part()
+    state = values()
+    del state["net.count"]
+    with refused("missing: net.count (7,)"):
+        fill(write(tmp_path / "m.safetensors", state), [target])
+    assert all(tensor.is_meta for tensor in target.module.state_dict().values())
+
+
+def test_elsewhere_and_leftovers(tmp_path: Path) -> None:
+    leftovers = {"model_ema.decay": torch.tensor(0.5), "v_pred": torch.zeros(0), "betas": torch.zeros(1000)}
+    header = write(tmp_path / "m.safetensors", {**values(), **leftovers, "vae.x": torch.zeros(3)})
+    fill(header, [part()], elsewhere=["vae."])
+    with refused("unknown: vae.x (3,)"):
+        fill(header, [part()])
+
+
+def test_progress_counts_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "TASK", 64)
+    monkeypatch.setattr(reading, "PIECE", 32)
+    header = write(tmp_path / "m.safetensors", values(torch.float16))
+    seen: list[int] = []
+    fill(header, [part()], progress=seen.append)
+    assert sum(seen) == tensor_bytes(header, [part()]) == header.size - header.data_start and len(seen) > 5
+
+
+@pytest.mark.parametrize("piece", [8, 24, 1000])
+def test_small_pieces(piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PIECE", piece)
+    monkeypatch.setattr(reading, "TASK", 3 * piece)
+    monkeypatch.setattr(reading, "HUGE", 1)
+    state = values(torch.bfloat16)
+    target = part()
+    fill(write(tmp_path / "m.safetensors", state), [target])
+    assert all(torch.equal(tensor, state[f"net.{name}"].float()) for name, tensor in target.module.state_dict().items())
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "cut": lambda path: os.truncate(path, 100),
+    "emptied": lambda path: os.truncate(path, 0),
+    "overwritten": lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+    "removed": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_outlive_their_file(change: str, tmp_path: Path) -> None:
+    path, target = tmp_path / "m.safetensors", part()
+    state = values()
+    fill(write(path, state), [target])
+    CHANGES[change](path)
+    assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in target.module.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["cut", "emptied", "overwritten"])
+def test_change_before_and_during_reading(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.safetensors"
+    header = write(path, values())
+    os.utime(path, ns=(1, 1))
+    header = read_header(path)
+    CHANGES[change](path)
+    with refused(f"{path}: the file changed while it was being read"):
+        fill(header, [part()])
+    header, read = write(path, values()), os.preadv
+    os.utime(path, ns=(1, 1))
+    header = read_header(path)
+
+    def late(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        monkeypatch.setattr(os, "preadv", read)
+        CHANGES[change](path)
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", late)
+    with refused(f"{path}: the file changed while it was being read"):
+        fill(header, [part()])
+
+
+def test_short_reads_and_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = values()
+    header = write(tmp_path / "m.safetensors", state)
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda descriptor, buffers, offset: read(descriptor, [buffers[0][:3]], offset))
+    target = part()
+    fill(header, [target])
+    assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in target.module.state_dict().items())
+
+    def broken(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", broken)
+    with refused("cannot be read at byte", "Input/output error"):
+        fill(header, [part()])
+
+
+def test_threads_are_as_before(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    fill(write(tmp_path / "m.safetensors", values()), [part()])
+    assert torch.get_num_threads() == before
+
+
+def test_memory_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header = write(tmp_path / "m.safetensors", values())
+    monkeypatch.setattr(loading, "free_memory", lambda: memory.RESERVE)
+    with pytest.raises(MemoryNeedError, match=r"needs 0.0 GB of memory and 0.3 GB are free"):
+        fill(header, [part()])
+
+
+RESAVES: list[dict[str, Any]] = [
+    {},
+    {"dtype": "mixed"},
+    {"dtype": "BF16", "position_ids": None, "logit_scale": False},
+    {"position_ids": "I64", "header_bytes": 402_436},
+]
+
+
+@pytest.mark.parametrize("options", RESAVES)
+def test_whole_checkpoint(options: dict[str, Any], tmp_path: Path) -> None:
+    """Every re-save of the base layout loads, each tensor bit-equal to the reference's reader."""
+    family = synthetic.tiny()
+    header = read_header(synthetic.write(tmp_path / "m.safetensors", family, **options))
+    assert recognise(header) == family
+    parts = synthetic.parts(family)
+    fill(header, parts)
+    reference = load_file(header.path)
+    for each in parts:
+        for name, tensor in each.module.state_dict().items():
+            file_name, third = each.source(name)
+            whole = reference[file_name].float()
+            assert torch.equal(tensor, whole if third is None else whole.chunk(3)[third]), file_name
+
+
+def test_another_vae(tmp_path: Path) -> None:
+    family = synthetic.tiny()
+    header = read_header(synthetic.write_vae(tmp_path / "vae.safetensors", family))
+    vae = replace(next(each for each in synthetic.parts(family) if each.prefix == "first_stage_model."), prefix="")
+    fill(header, [vae])
+    assert torch.equal(vae.module.state_dict()["decoder.conv_in.bias"], load_file(header.path)["decoder.conv_in.bias"])

@@ -1,0 +1,112 @@
+"""The loop: resuming is bit-identical, the moving average obeys its law, a bad step is never applied."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldm.errors import InputError, NumericError
+from ldm.models.shapes import Family
+from ldm.train.data import Composer
+from ldm.train.loop import Limits, Trainer, train
+from ldm.train.optim import EMA, build_optimizer, learning_rate
+from ldm.train.recipe import Recipe
+from ldm.train.stages import run_stage
+from ldm.train.state import load_state
+
+
+class Line:
+    """A task of two parameters: fit 2 x + 1."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.module: nn.Module = nn.Linear(1, 1)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        x = torch.randn(4, 1, generator=torch.Generator().manual_seed(step))
+        return (self.module(x) - (2 * x + 1)).square().mean(), {}
+
+
+def stop_after(steps: int) -> Limits:
+    calls: list[int] = []
+    return Limits(stop=lambda: len(calls) >= steps or bool(calls.append(1)))  # type: ignore[func-returns-value]
+
+
+def newest(folder: Path) -> dict[str, Tensor]:
+    found = load_state(folder, pytest.fail)
+    assert found is not None
+    return found[1]
+
+
+def test_every_stage_resumes_bit_for_bit(trained: Path, family: Family, recipe: Recipe, composer: Composer, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    for stage in ("vae", "towers", "unet"):
+        assert run_stage(stage, recipe, composer, broken, resume=True, limits=stop_after(3)) == 3
+        assert run_stage(stage, recipe, composer, broken, resume=True, limits=Limits()) == 6
+        whole, resumed = newest(trained / stage), newest(broken / stage)
+        assert whole.keys() == resumed.keys()
+        assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+def test_a_run_is_not_overwritten_without_being_asked(trained: Path, recipe: Recipe, composer: Composer) -> None:
+    with pytest.raises(InputError, match="--resume"):
+        run_stage("vae", recipe, composer, trained, resume=False, limits=Limits())
+
+
+def test_the_clock_ends_a_run_in_good_order(recipe: Recipe, tmp_path: Path) -> None:
+    trainer = Trainer(Line(), recipe.vae.optim, tmp_path)
+    assert train(trainer, Limits(minutes=0.0)) == 0
+    assert newest(tmp_path)["model.weight"].equal(trainer.task.module.state_dict()["weight"])
+
+
+def test_metrics_are_one_json_object_a_line(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "unet" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert {"loss", "lr", "norm", "mse", "pictures_per_second"} <= lines[-1].keys()
+
+
+def test_a_bad_loss_stops_before_the_weights_change(recipe: Recipe, tmp_path: Path) -> None:
+    class Bad(Line):
+        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+            value, figures = super().loss(step)
+            return value * (math.nan if step == 2 else 1.0), figures
+
+    trainer = Trainer(Bad(), recipe.vae.optim, tmp_path)
+    trainer.advance()
+    trainer.advance()
+    before = {name: value.clone() for name, value in trainer.task.module.state_dict().items()}
+    with pytest.raises(NumericError, match="step 2"):
+        trainer.advance()
+    assert all(torch.equal(before[name], value) for name, value in trainer.task.module.state_dict().items())
+
+
+def test_the_moving_average_obeys_its_law() -> None:
+    module, wanted = nn.Linear(1, 1, bias=False), 0.0
+    nn.init.zeros_(module.weight)
+    ema = EMA(module, 0.6)
+    for step in range(1, 20):
+        nn.init.constant_(module.weight, float(step))
+        ema.update(module, step)
+        decay = min(0.6, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * step
+    assert float(ema.mean["weight"]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_learning_rate_grows_then_falls_to_its_final_share(recipe: Recipe) -> None:
+    numbers = recipe.unet.optim  # warmup 2 of 6 steps
+    rates = [learning_rate(step, numbers) / numbers.lr for step in range(8)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates == [*rates[:2], *sorted(rates[2:], reverse=True)]
+    assert rates[6:] == pytest.approx([numbers.final] * 2)
+
+
+def test_embeddings_norms_and_biases_do_not_decay(recipe: Recipe) -> None:
+    module = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4), nn.LayerNorm(4))
+    decayed, others = build_optimizer(module, recipe.unet.optim).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
+    assert (decayed["weight_decay"], others["weight_decay"]) == (recipe.unet.optim.weight_decay, 0.0)

@@ -1,0 +1,102 @@
+"""Every loss against a computation of its own, and one whole step of the UNet's stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.models.shapes import Family
+from ldm.train import losses
+from ldm.train.recipe import Recipe
+from ldm.train.unet import EMPTY, UNetTask
+from tests.train.conftest import made_features, made_pictures
+
+
+def sigmas() -> tuple[torch.Tensor, np.ndarray]:
+    """The training noise levels from the betas of the paper, and their cumulative alphas."""
+    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
+    return torch.tensor(np.sqrt(1 / alphas - 1), dtype=torch.float32), alphas
+
+
+@pytest.mark.parametrize(("prediction", "gamma"), [("epsilon", 0.0), ("epsilon", 5.0), ("v", 0.0), ("v", 5.0)])
+def test_one_step_equals_its_formulas(family: Family, recipe: Recipe, prediction: Literal["epsilon", "v"], gamma: float) -> None:
+    family = Family.from_dict({**family.to_dict(), "prediction": prediction})
+    recipe = Recipe.from_dict({**recipe.to_dict(), "unet": {**recipe.unet.to_dict(), "min_snr": gamma}})
+    levels, alphas = sigmas()
+    task = UNetTask(family, made_pictures(), made_features(family), levels, recipe)
+    with torch.no_grad():
+        task.module.out[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+    task.loss(3)[0].backward()
+    got = [p.grad.clone() for p in task.module.parameters() if p.grad is not None]
+    value = float(task.loss(3)[0].detach())
+    task.module.zero_grad()
+    wanted = by_hand(task, 3, alphas)
+    wanted.backward()
+    want = [p.grad for p in task.module.parameters() if p.grad is not None]
+    assert value == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert sum((a - b).square().sum() for a, b in zip(got, want, strict=True)) <= 1e-10 * sum(b.square().sum() for b in want)
+
+
+def by_hand(task: UNetTask, step: int, alphas: np.ndarray) -> torch.Tensor:
+    """The same step, one picture at a time: sqrt(a) z + sqrt(1 - a) noise through the generating path, prepare and forward."""
+    batch, gamma = task.recipe.unet.optim.batch, task.recipe.unet.min_snr
+    random = torch.Generator().manual_seed(task.recipe.seed * 1_000_003 + step)
+    passes = [np.random.default_rng([task.recipe.seed, 2, p]).permutation(len(task.z)) for p in range(4)]
+    rows = [int(passes[i // len(task.z)][i % len(task.z)]) for i in range(step * batch, (step + 1) * batch)]
+    noises = torch.randn((batch, *task.z.shape[1:]), generator=random)
+    ts = torch.randint(1000, (batch,), generator=random).tolist()
+    dropped = (torch.rand(batch, generator=random) < task.recipe.unet.dropout).tolist()
+    total = torch.zeros(())
+    for row, noise, t, drop in zip(rows, noises, ts, dropped, strict=True):
+        a = float(alphas[t])
+        z, caption = task.z[row], EMPTY if drop else int(task.pictures.caption[row])
+        numbers = torch.cat([harmonics(float(n), task.family.size_embedding) for n in task.pictures.numbers[row]])
+        vector = torch.cat([task.features.pooled[caption], numbers])[None]
+        prepared = task.module.prepare(task.features.context[caption].float()[None], vector, [float(t)])
+        predicted = task.module((a**0.5 * z + (1 - a) ** 0.5 * noise)[None], prepared, 0)[0]
+        wanted = noise if task.family.prediction == "epsilon" else a**0.5 * noise - (1 - a) ** 0.5 * z
+        snr = a / (1 - a)
+        weight = min(snr, gamma) / (snr if task.family.prediction == "epsilon" else snr + 1) if gamma else 1.0
+        total = total + weight * (predicted - wanted).square().mean() / batch
+    return total
+
+
+def harmonics(number: float, dim: int) -> torch.Tensor:
+    angles = [number * 10000 ** (-i / (dim // 2)) for i in range(dim // 2)]
+    return torch.tensor([np.cos(angle) for angle in angles] + [np.sin(angle) for angle in angles], dtype=torch.float32)
+
+
+def test_contrastive_loss_is_the_mean_of_both_cross_entropies() -> None:
+    random = np.random.default_rng(0)
+    pictures, captions = random.normal(size=(2, 5, 7))
+    logits = 3.0 * np.array([[p @ c / np.linalg.norm(p) / np.linalg.norm(c) for c in captions] for p in pictures])
+    rows = [np.log(np.exp(logits[k]).sum()) - logits[k, k] for k in range(5)]
+    columns = [np.log(np.exp(logits[:, k]).sum()) - logits[k, k] for k in range(5)]
+    got = losses.contrastive_loss(torch.tensor(pictures), torch.tensor(captions), torch.tensor(3.0))
+    assert float(got) == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, rel=1e-5)
+
+
+def test_kl_loss_is_that_of_two_normals() -> None:
+    mean, logvar = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    normal = torch.distributions.Normal
+    wanted = torch.distributions.kl_divergence(normal(mean, (logvar / 2).exp()), normal(torch.zeros(()), torch.ones(()))).mean()
+    assert torch.allclose(losses.kl_loss(mean, logvar), wanted, rtol=1e-5)
+
+
+def test_gradient_loss_sees_edges_and_not_brightness() -> None:
+    image = torch.zeros(1, 1, 2, 3)
+    assert float(losses.gradient_loss(image + 0.5, image)) == 0.0
+    edge = image.clone()
+    edge[..., 0] = 1.0
+    assert float(losses.gradient_loss(edge, image)) == pytest.approx(0.5)  # of four horizontal differences, two are 1
+
+
+def test_v_and_x_give_the_latents_back() -> None:
+    z, noise = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(2))
+    sigma = torch.tensor([0.03, 1.0, 14.0])
+    s = sigma.view(-1, 1, 1, 1)
+    x, v = losses.noised(z, noise, sigma), losses.target(z, noise, sigma, "v")
+    assert torch.allclose((x - s * v) / (1 + s**2).sqrt(), z, atol=1e-5)

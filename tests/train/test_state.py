@@ -1,0 +1,70 @@
+"""States on disk: a process killed while saving, or a damaged file, costs the newest state and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.errors import InputError
+from ldm.train import state
+from ldm.train.state import load_mean, load_state, save_state
+
+
+def save(folder: Path, step: int) -> Path:
+    return save_state(folder, step, {"model.w": torch.full((3,), float(step)), "ema.w": torch.full((3,), -float(step))})
+
+
+def step_of(folder: Path) -> int:
+    found = load_state(folder, lambda _: None)
+    assert found is not None
+    assert found[1]["model.w"].tolist() == [float(found[0])] * 3
+    return found[0]
+
+
+def test_the_newest_states_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"state-{s:08}.{end}" for s in (3, 10) for end in ("json", "safetensors")]
+    assert step_of(tmp_path) == 10
+    assert load_mean(tmp_path)["w"].tolist() == [-10.0] * 3
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_kill_while_saving_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int) -> None:
+    save(tmp_path, 1)
+    calls: list[int] = []
+
+    def killed(*args: object, **options: object) -> object:
+        calls.append(1)
+        if len(calls) > allowed:
+            raise KeyboardInterrupt
+        return written(*args, **options)  # type: ignore[arg-type]
+
+    written = state.write_atomic
+    monkeypatch.setattr(state, "write_atomic", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 2)
+    assert step_of(tmp_path) == 1
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_state_is_named_and_passed_over(tmp_path: Path, suffix: str, cut: bool) -> None:
+    save(tmp_path, 1)
+    path = save(tmp_path, 2).with_suffix(suffix)
+    data = path.read_bytes()
+    middle = len(data) // 2
+    path.write_bytes(data[:middle] if cut else data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
+    said: list[str] = []
+    found = load_state(tmp_path, said.append)
+    assert found is not None
+    assert found[0] == 1
+    assert said == ["state-00000002 is damaged: using the one before it"]
+
+
+def test_an_untrained_stage_is_named(tmp_path: Path) -> None:
+    assert load_state(tmp_path / "vae", pytest.fail) is None
+    with pytest.raises(InputError, match="'vae'"):
+        load_mean(tmp_path / "vae")
