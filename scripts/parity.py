@@ -54,15 +54,16 @@ def picture_ours(checkpoint: Path, _: Path) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def picture_theirs(checkpoint: Path, folder: Path) -> dict[str, Tensor]:
+def picture_theirs(checkpoint: Path, _: Path) -> dict[str, Tensor]:
     from diffusers.models.embeddings import get_timestep_embedding
 
     from scripts import theirs
+    from tests.diffusion.foreign import k_diffusion
 
-    context, pooled, ids = theirs.encode(checkpoint, [PROMPT, NEGATIVE], (SIZE, SIZE), folder / "tokenizer")
+    context, pooled, ids = theirs.encode(checkpoint, [PROMPT, NEGATIVE], (SIZE, SIZE))
     fourier = get_timestep_embedding(ids.flatten(), 256, flip_sin_to_cos=True, downscale_freq_shift=0).reshape(2, -1)
     network = theirs.unet(checkpoint, theirs.BASE_UNET)
-    sampling = theirs.k_diffusion_sampling()
+    sampling = k_diffusion("sampling")
     sigmas = sampling.get_sigmas_karras(STEPS, *theirs.sigma_range())
     noise = torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(SEED))
     tree = sampling.BrownianTreeNoiseSampler(noise, sigmas[sigmas > 0].min(), sigmas.max(), seed=SEED)

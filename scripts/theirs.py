@@ -1,15 +1,11 @@
 """The same run by other people's code: diffusers' UNet and VAE, transformers' towers, k-diffusion's sampler, from an official file.
 
-Used by scripts/parity.py and scripts/bench.py; needs the parity extra. Nothing of ldm is imported here.
+Used by scripts/parity.py and scripts/bench.py; needs the dev and parity extras. Nothing of ldm is imported here.
 """
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 import json
-import sys
-import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +14,8 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from tests.text.foreign import transformers as tokenizer
 
 L_PREFIX, G_PREFIX = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 BASE_UNET = {
@@ -107,7 +105,7 @@ def pipeline_folder(folder: Path) -> None:
     for name, config in (("text_encoder", CLIP_L), ("text_encoder_2", CLIP_G)):
         CLIPTextConfig(**config).save_pretrained(folder / name)
     for name in ("tokenizer", "tokenizer_2"):
-        tokenizer(folder / name).save_pretrained(folder / name)
+        tokenizer().save_pretrained(folder / name)
     parts = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "scheduler": "EulerDiscreteScheduler"}
     index: dict[str, Any] = {name: ["diffusers", kind] for name, kind in parts.items()}
     index |= {"text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}
@@ -147,53 +145,9 @@ def towers(path: Path) -> list[torch.nn.Module]:
     return [large.eval(), big.eval()]
 
 
-def tokenizer(folder: Path) -> Any:
-    """transformers' CLIP tokenizer over OpenCLIP's merges, written to `folder` in its own format."""
-    from transformers import CLIPTokenizer
-
-    spec = importlib.util.find_spec("open_clip")
-    assert spec is not None and spec.origin is not None
-    with gzip.open(Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz", "rt", encoding="utf-8") as file:
-        merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(code) for code in visible] + [chr(256 + i) for i in range(256 - len(visible))]
-    words = [
-        *letters,
-        *(letter + "</w>" for letter in letters),
-        *("".join(merge.split()) for merge in merges),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-
-
-def k_diffusion_sampling() -> types.ModuleType:
-    """k-diffusion's sampling module alone: its package asks for training libraries."""
-    found = importlib.util.find_spec("k_diffusion")
-    assert found is not None and found.submodule_search_locations
-    folder = Path(found.submodule_search_locations[0])
-    package = types.ModuleType("k_diffusion")
-    package.__path__ = [str(folder)]
-    sys.modules.setdefault("k_diffusion", package)
-    sys.modules.setdefault("k_diffusion.utils", types.ModuleType("k_diffusion.utils"))
-    sys.modules["k_diffusion.utils"].__dict__.setdefault("append_dims", append_dims)
-    spec = importlib.util.spec_from_file_location("k_diffusion.sampling", folder / "sampling.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def append_dims(x: Tensor, dims: int) -> Tensor:
-    return x[(...,) + (None,) * (dims - x.ndim)]
-
-
-def encode(path: Path, texts: list[str], size: tuple[int, int], folder: Path) -> tuple[Tensor, Tensor, Tensor]:
+def encode(path: Path, texts: list[str], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """context, pooled and time ids for each text, padded as SDXL pads: with the end token for CLIP-L, with zeros for bigG."""
-    tokens, contexts, pooled = tokenizer(folder), [], torch.empty(0)
+    tokens, contexts, pooled = tokenizer(), [], torch.empty(0)
     ids = [tokens(text, add_special_tokens=False).input_ids[:75] for text in texts]
     for tower, pad in zip(towers(path), (49407, 0), strict=True):
         rows = torch.tensor([[49406, *row, 49407, *[pad] * (75 - len(row))] for row in ids])

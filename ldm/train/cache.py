@@ -59,10 +59,10 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def pictures(path: Path, composer: Composer, vae: VAE, count: int, say: Callable[[str], None]) -> Pictures:
-    """The first `count` samples of the composer, encoded; read from `path` when it holds just these."""
-    source = f"{fingerprint(vae.state_dict())} {composer.data} {composer.seed} {len(composer.things)} {count}"
-    tensors, captions = _kept(path, source, lambda: _encode_pictures(composer, vae, count, say))
+def pictures(path: Path, composer: Composer, vae: VAE, precision: str, say: Callable[[str], None]) -> Pictures:
+    """The first samples of the composer, as many as its data says, encoded; read from `path` when it holds just these."""
+    source = f"{fingerprint(vae.state_dict())} {composer.data} {composer.seed} {len(composer.things)} {precision}"
+    tensors, captions = _kept(path, source, lambda: _encode_pictures(composer, vae, precision, say))
     return Pictures(tensors["z"].float(), tensors["numbers"], tensors["caption"], captions)
 
 
@@ -102,12 +102,13 @@ def _read(path: Path) -> tuple[str, dict[str, Tensor], list[str]]:
 
 
 @torch.no_grad()
-def _encode_pictures(composer: Composer, vae: VAE, count: int, say: Callable[[str], None]) -> tuple[dict[str, Tensor], list[str]]:
-    z, numbers, caption = [], [], []
+def _encode_pictures(composer: Composer, vae: VAE, precision: str, say: Callable[[str], None]) -> tuple[dict[str, Tensor], list[str]]:
+    z, numbers, caption, count = [], [], [], composer.data.pictures
     known: dict[str, int] = {"": 0}
     for first in range(0, count, BATCH):
         samples = [composer.sample(index) for index in range(first, min(first + BATCH, count))]
-        z.append(vae.encode(to_tensor(np.stack([sample.image for sample in samples])))[0].half())
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            z.append(vae.encode(to_tensor(np.stack([sample.image for sample in samples])))[0].half())
         numbers += [sample.numbers for sample in samples]
         caption += [known.setdefault(sample.caption, len(known)) for sample in samples]
         if first % (BATCH * 16) == 0:

@@ -72,7 +72,7 @@ class Stages:
     def pictures(self) -> Pictures:
         vae = VAE(self.family.vae)
         vae.load_state_dict(load_mean(self.out / "vae"))
-        return pictures(self.out / PICTURES, self.composer, vae, self.recipe.data.pictures, self.say)
+        return pictures(self.out / PICTURES, self.composer, vae, self.recipe.precision, self.say)
 
     @cached_property
     def ids(self) -> list[Tensor]:

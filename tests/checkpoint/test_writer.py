@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ldm.checkpoint.safetensors import read_header
-from ldm.checkpoint.writer import Item, save, tensor_items
+from ldm.checkpoint.safetensors import BITS, read_header
+from ldm.checkpoint.writer import Item, head, ordered, save, tensor_items
 from ldm.errors import InputError
+from tests.checkpoint.builders import manifests
 
 STATE = {
     "b": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -65,6 +68,26 @@ def test_data_is_asked_for_when_its_turn_comes(tmp_path: Path) -> None:
 
     save(tmp_path / "m.safetensors", [Item(name, "F32", (1,), lambda name=name: data(name)) for name in "cab"])  # type: ignore[misc]
     assert order == ["a", "b", "c"]
+
+
+def size(tensors: dict[str, list[Any]], metadata: dict[str, str], pad: int) -> int:
+    """Bytes of the file that `save` would write."""
+    items = ordered(Item(name, dtype, tuple(shape), b"") for name, (dtype, *shape) in tensors.items())
+    return len(head(items, metadata, pad)) + sum(math.prod(item.shape) * BITS[item.dtype] // 8 for item in items)
+
+
+def test_sizes_of_published_files() -> None:
+    """The header we write for a public file's tensors gives that file's published size to the byte, where its metadata is known."""
+    files = {name: manifest for name, manifest in manifests().items() if manifest["published_size"]}
+    ways = [(metadata, pad) for metadata in ({}, {"format": "pt"}) for pad in (8, 1)]
+    equal = {name for name, each in files.items() if any(size(each["tensors"], *way) == each["published_size"] for way in ways)}
+    assert {"sd_xl_base_0.9.safetensors", "sd_xl_refiner_0.9.safetensors", "sdxl_finetune_position_ids_i64.safetensors"} <= equal
+    assert {"sdxl_vae.safetensors", "stable-diffusion-xl-base-1.0/unet/diffusion_pytorch_model.safetensors"} <= equal
+    assert len(equal) == 35 and len(files) == 48
+    base = files["sd_xl_base_1.0.safetensors"]
+    assert (
+        size(base["tensors"], {"k": "=" * (402_436 - size(base["tensors"], {"k": ""}, 1) + 6_937_675_890 + 8)}, 1) == base["published_size"]
+    )
 
 
 def test_refusals(tmp_path: Path) -> None:
