@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ def test_full_size_layout_is_the_official_one() -> None:
     official = builders.manifests()["sd_xl_base_1.0.safetensors"]
     assert [item.name for item in items] == sorted(official["tensors"])
     assert {item.name: [item.dtype, *item.shape] for item in items} == official["tensors"]
+    assert 402_444 + sum(2 * math.prod(item.shape) for item in items) == official["published_size"]
 
 
 @pytest.mark.parametrize(
