@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.families import notes, recognise, vae_prefix
-from ldm.checkpoint.loading import Part, family_parts, fill
-from ldm.checkpoint.safetensors import read_header
+from ldm.checkpoint.loading import Part, family_parts, fill, tensor_bytes
+from ldm.checkpoint.safetensors import Header, read_header
 from ldm.devices import device_named, dtype_named, dtype_of, name_of, wider
 from ldm.diffusion import noise, profiles, samplers, schedules
 from ldm.diffusion.denoiser import Denoiser
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 BOX = "ldm-emoji.safetensors"  # the model in the box
 OTHERS = ("model.diffusion_model.", "conditioner.", "cond_stage_model.")  # what a file given for its VAE may hold beside it
 OnStep = Callable[[Step], bool | None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Pipeline:
         self.unet = unet
         self.vae = vae
         self.towers = list(towers)
-        self.source = source  # file name
-        self.vae_source = vae_source
+        self.source, self.vae_source = source, vae_source  # file names
 
     @property
     def device(self) -> torch.device:
@@ -253,11 +253,13 @@ def load(
     dtype: str = "auto",
     vae: str | Path | None = None,
     vae_dtype: str = "auto",
+    progress: Progress | None = None,
 ) -> Pipeline:
     """The model of a safetensors file in an official layout; no path: the model in the box.
 
     `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` "auto" (float32 on the CPU, bfloat16 on CUDA), "float32", "bfloat16" or
-    "float16"; `vae` another file to take the VAE from; `vae_dtype` "auto" is float32 where the family asks for it, otherwise `dtype`.
+    "float16"; `vae` another file to take the VAE from; `vae_dtype` "auto" is float32 where the family asks for it, otherwise `dtype`;
+    `progress(n, total)`: n more bytes of a file's `total` are read.
     Raises InputError for a file that is not what it should be, MemoryNeedError before anything is allocated.
     """
     file = Path(path) if path is not None else weights() / BOX
@@ -270,14 +272,18 @@ def load(
         unet, autoencoder, towers = UNet(family.unet), VAE(family.vae), [CLIPText(shape) for shape in family.towers]
     parts = family_parts(family, unet=unet, vae=autoencoder, towers=towers, dtype=kind, vae_dtype=vae_kind)
     if vae is not None:
-        apart, kept = read_header(vae), [part for part in parts if part.module is not autoencoder]
-        fill(apart, [Part(autoencoder, vae_prefix(apart), vae_kind)], device=place, elsewhere=OTHERS)
-        fill(header, kept, device=place, elsewhere=[part.prefix for part in parts if part.module is autoencoder])
-    else:
-        fill(header, parts, device=place)
+        apart, outside = read_header(vae), [part.prefix for part in parts if part.module is autoencoder]
+        parts = [part for part in parts if part.module is not autoencoder]
+        _fill(apart, [Part(autoencoder, vae_prefix(apart), vae_kind)], place, OTHERS, progress)
+    _fill(header, parts, place, () if vae is None else outside, progress)
     for note in notes(header, family):
         warnings.warn(note, UserWarning, stacklevel=2)
     return Pipeline(family, unet, autoencoder, towers, source=file.name, vae_source=Path(vae).name if vae else None)
+
+
+def _fill(header: Header, parts: Sequence[Part], device: torch.device, elsewhere: Sequence[str], progress: Progress | None) -> None:
+    total = tensor_bytes(header, parts)
+    fill(header, parts, device=device, elsewhere=elsewhere, progress=progress and (lambda count: progress(count, total)))
 
 
 def _rows(cond: Conditioning, uncond: Conditioning | None, order: str) -> tuple[Tensor, Tensor]:

@@ -247,10 +247,12 @@ def test_a_warning_is_a_note(fake: Fake, capsys: pytest.CaptureFixture[str]) -> 
 
 
 SCRIPT = """
-    import sys, time
+    import signal, sys, time
     import ldm
     from ldm.commands import main
     from tests.test_command import Fake
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     class Slow(Fake):
         def generate(self, *words, **keywords):
@@ -312,7 +314,7 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     for term, quiet, shown in (("xterm", False, True), ("dumb", False, False), ("xterm", True, False)):
         monkeypatch.setenv("TERM", term)
-        with progress.Bar(3, quiet) as bar:
+        with progress.Bar("sampling", quiet, 3) as bar:
             for _ in range(3):
                 bar.step(None)
         assert bar.done == 3

@@ -32,11 +32,11 @@ def rate(steps: int, seconds: float) -> str:
 
 
 class Bar:
-    """A bar of sampling steps, for a terminal alone. Give its `step` to `generate` as `on_step`."""
+    """A bar for a terminal alone. Give its `step` to `generate` as `on_step`, or its `count` to `load` as `progress`."""
 
-    def __init__(self, total: int, quiet: bool) -> None:
+    def __init__(self, what: str, quiet: bool, total: int = 0, unit: str = "it") -> None:
         self.done = 0
-        self.total = total
+        self.what, self.total, self.unit = what, total, unit
         self.shown = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.bar: Any = None
 
@@ -46,7 +46,8 @@ class Bar:
 
             columns, rows = shutil.get_terminal_size()  # 80 by 24 where the terminal does not know
             place = {"ncols": min(columns, 100), "nrows": rows, "file": sys.stderr}
-            self.bar = tqdm(total=self.total, desc="sampling", unit="it", leave=False, mininterval=0, **place)
+            scaled = {"unit": self.unit, "unit_scale": self.unit == "B"}
+            self.bar = tqdm(total=self.total, desc=self.what, leave=False, mininterval=0, **scaled, **place)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,6 +56,11 @@ class Bar:
 
     def step(self, _step: Any) -> None:
         """Count one step; returns None, so the run goes on."""
-        self.done += 1
+        self.count(1, self.total)
+
+    def count(self, more: int, total: int) -> None:
+        """Count `more` of `total`."""
+        self.done += more
         if self.bar is not None:
-            self.bar.update()
+            self.bar.total = total
+            self.bar.update(more)

@@ -32,7 +32,7 @@ def run(argv: list[str]) -> int:
     pipeline = _load(job)
     _advise(job.sampler or pipeline.family.defaults.sampler, _steps(pipeline, job), job.quiet)
     start = time.perf_counter()
-    with Bar(_steps(pipeline, job), job.quiet) as bar:
+    with Bar("sampling", job.quiet, _steps(pipeline, job)) as bar:
         result = _generate(pipeline, job, bar)
     _save(pipeline, result, job, _timing(bar.done, time.perf_counter() - start))
     return 0
@@ -73,7 +73,8 @@ def _load(job: Job) -> Pipeline:
     path = Path(job.model) if job.model is not None else weights() / BOX
     say(f"loading {path.name}" + (f" ({size(path.stat().st_size)})" if path.is_file() else ""), job.quiet)
     start = time.perf_counter()
-    pipeline = ldm.load(job.model, device=job.device, dtype=job.dtype, vae=job.vae)
+    with Bar("loading", job.quiet, unit="B") as bar:
+        pipeline = ldm.load(job.model, device=job.device, dtype=job.dtype, vae=job.vae, progress=bar.count)
     say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {_place(pipeline)}", job.quiet)
     return pipeline
 
