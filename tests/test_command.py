@@ -40,8 +40,9 @@ class Fake:
         self.loads: list[tuple[Any, ...]] = []
         self.calls: list[dict[str, Any]] = []
 
-    def load(self, path: Any, **keywords: Any) -> Fake:
+    def load(self, path: Any, *, progress: Callable[[int, int], None], **keywords: Any) -> Fake:
         self.loads.append((path, keywords))
+        progress(1, 1)
         return self
 
     def generate(self, prompt: str, negative: str | None, *, on_step: Callable[[Any], Any], **keywords: Any) -> SimpleNamespace:

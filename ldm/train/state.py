@@ -29,9 +29,9 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> Path:
     record = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
     write_atomic(path, lambda file: file.write(data), overwrite=True)
     write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()), overwrite=True)
-    for old in sorted(folder.glob("state-*.json"))[:-KEPT]:
+    kept = {record.stem for record in sorted(folder.glob("state-*.json"))[-KEPT:]}
+    for old in (file for file in folder.glob("state-*") if file.stem not in kept):
         old.unlink()
-        old.with_suffix(".safetensors").unlink(missing_ok=True)
     return path
 
 

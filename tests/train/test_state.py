@@ -47,6 +47,9 @@ def test_a_kill_while_saving_keeps_the_state_before(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     assert step_of(tmp_path) == 1
+    monkeypatch.undo()
+    save(tmp_path, 3)
+    assert len(list(tmp_path.glob("state-*"))) == 4
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
