@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import nn
 
 from ldm.errors import InputError, near_matches
 
 
-def device_named(name: str) -> torch.device:
-    """ "auto", "cpu", "mps", "cuda" or "cuda:N". Raises InputError for a CUDA device that this torch does not see."""
+def device_named(name: str | torch.device) -> torch.device:
+    """ "auto", "cpu", "mps", "cuda" or "cuda:N". Raises InputError for a device that this torch does not see."""
+    name = str(name)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
+        raise InputError(f"device {name!r} is not known: use auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {name}: this torch ({torch.__version__}) sees no CUDA device: use cpu or install a CUDA build of torch")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise InputError(f"device {name!r} is not known: use auto, cpu, cuda or cuda:N") from None
+    seen = {"cpu": 1, "mps": int(torch.backends.mps.is_available()), "cuda": torch.cuda.device_count()}
+    kind, _, number = name.partition(":")
+    if int(number or 0) >= seen[kind]:
+        raise InputError(
+            f"device {name}: this torch ({torch.__version__}) sees {seen[kind]} of that kind: use cpu or install another build"
+        )
+    return torch.device(name)
 
 
-def dtype_named(name: str, auto: torch.dtype) -> torch.dtype:
+def dtype_named(name: str | torch.dtype, auto: torch.dtype) -> torch.dtype:
     """ "auto", "float32", "bfloat16" or "float16"; InputError for anything else."""
     known = {"auto": auto, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = str(name).removeprefix("torch.")
     if name not in known:
         raise InputError(f"dtype {name!r} is not known: {near_matches(name, list(known))}")
     return known[name]
@@ -39,4 +46,4 @@ def name_of(dtype: torch.dtype) -> str:
 def wider(dtype: torch.dtype) -> list[torch.dtype]:
     """`dtype` and those after it, each of greater range or precision than the one before."""
     order = [torch.float16, torch.bfloat16, torch.float32]
-    return order[order.index(dtype) :]
+    return order[order.index(dtype) :] if dtype in order else [dtype]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NoReturn
 
 from ldm.errors import InputError
+from ldm.limits import LIMITS, check_text
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def _device(text: str) -> str:
 class Job:
     """One call for pictures. None means: the family's default, then the profile's rule.
 
-    In a finished job all that makes the picture is filled in; only `negative` and `overrides` may still be None.
+    In a finished job all that makes the picture is filled in; only `negative`, `overrides` and, beside a list of sigmas, `schedule` may
+    still be None.
     """
 
     prompt: str = _knob("", "-p --prompt", "what the picture shows")
@@ -122,73 +125,50 @@ class Job:
     debug: bool = _knob(False, "--debug", "show the traceback of an error", None, saved=False)
 
 
+NUMBERS = ("width", "height", "steps", "batch", "seed", "cfg")
 KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in fields(Job)}
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The range of one value, ends included, and how to say it."""
+def validate(job: Job) -> Job:
+    """The job with plain numbers. Raises InputError for the first value outside `LIMITS`, saying the value, the limit and the remedy.
 
-    low: float
-    high: float
-    multiple: int = 1
-    note: str = ""
-
-    def allows(self, value: float) -> bool:
-        return self.low <= value <= self.high and (self.multiple == 1 or value % self.multiple == 0)
-
-    def nearest(self, value: float) -> int:
-        """The legal whole value nearest to `value`."""
-        inside = min(max(value, self.low), self.high)
-        return int(inside / self.multiple + 0.5) * self.multiple
-
-    def __str__(self) -> str:
-        return f"{self.low} to {self.high}" + (f", multiples of {self.multiple}" if self.multiple > 1 else "") + self.note
-
-
-LIMITS = {
-    "width": Limit(16, 8192, 8),
-    "height": Limit(16, 8192, 8),
-    "steps": Limit(1, 1000),
-    "cfg": Limit(0, 100),
-    "batch": Limit(1, 64),
-    "seed": Limit(0, 2**64 - 1, note=", or -1 for a random one"),
-    "prompt": Limit(0, 100_000, note=" characters"),
-    "negative": Limit(0, 100_000, note=" characters"),
-}
-
-
-def validate(job: Job) -> None:
-    """Raise InputError for the first value outside `LIMITS`, saying the value, the limit and the remedy.
-
-    Files and the names of samplers, schedules and profiles are checked where they are looked up.
+    Files and the names of samplers, schedules and profiles are looked up elsewhere.
     """
+    plain: dict[str, Any] = {name: _plain_number(getattr(job, name)) for name in NUMBERS}
+    job = replace(job, **plain, sigmas=_plain_sigmas(job.sigmas))
+    for name in ("sampler", "schedule", "profile"):
+        if not isinstance(getattr(job, name), str) and (name == "profile" or getattr(job, name) is not None):
+            raise InputError(f"{name} {getattr(job, name)!r} is not a name: give text")
     for name in ("prompt", "negative"):
-        _check_text(name, getattr(job, name))
-    for name in ("width", "height", "steps", "batch", "seed"):
-        _check_number(name, getattr(job, name), int)
-    _check_number("cfg", job.cfg, float)
+        if name == "prompt" or job.negative is not None:
+            check_text(name, getattr(job, name))
+    for name in NUMBERS:
+        _check_number(name, getattr(job, name), float if name == "cfg" else int)
     if (job.seed or 0) + job.batch - 1 > LIMITS["seed"].high:
         raise InputError(f"seed {job.seed} with batch {job.batch}: seeds end at {LIMITS['seed'].high}: use a smaller seed")
     if job.sigmas is not None:
         _check_sigmas(job.sigmas, job.steps)
+    return job
 
 
-def _check_text(name: str, text: Any) -> None:
-    if text is None and name == "negative":
-        return
-    if not isinstance(text, str):
-        raise InputError(f"{name} is {type(text).__name__}: give text")
-    if len(text) > LIMITS[name].high:
-        raise InputError(f"{name} has {len(text)} characters: the limit is {LIMITS[name]}: shorten it")
-    bad = re.search("[\0\ud800-\udfff]", text)
-    if bad:
-        what = "the character NUL" if bad[0] == "\0" else "a byte that is not UTF-8"
-        raise InputError(f"{name} holds {what} at character {bad.start() + 1}: give text in UTF-8")
+def _plain_number(value: Any) -> Any:
+    """numpy's and torch's whole and real numbers as Python's."""
+    if type(value) is bool:
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _plain_sigmas(sigmas: Any) -> tuple[float, ...] | None:
+    try:
+        return None if sigmas is None else tuple(float(sigma) for sigma in sigmas)
+    except (TypeError, ValueError):
+        raise InputError(f"sigmas {repr(sigmas)[:80]} are not acceptable: give a list of falling numbers") from None
 
 
 def _check_number(name: str, value: Any, kind: type) -> None:
-    if value is None or (name == "seed" and value == -1):
+    if (value is None and name != "batch") or (name == "seed" and value == -1):
         return
     limit = LIMITS[name]
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.families import notes, recognise, vae_prefix
-from ldm.checkpoint.loading import Part, family_parts, fill, tensor_bytes
+from ldm.checkpoint.loading import Part, family_parts, fill, match, tensor_bytes
 from ldm.checkpoint.safetensors import Header, read_header
 from ldm.devices import device_named, dtype_named, dtype_of, name_of, wider
 from ldm.diffusion import noise, profiles, samplers, schedules
 from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.guard import Guard
 from ldm.diffusion.guidance import Guidance
 from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import Step
@@ -28,7 +28,8 @@ from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
-from ldm.options import Job, validate
+from ldm.options import Job
+from ldm.resolve import notes_on, resolve
 from ldm.resources import weights
 from ldm.text import conditioning, prompt
 from ldm.text.conditioning import Conditioning
@@ -67,24 +68,30 @@ class Pipeline:
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        place = next(self.unet.parameters()).device
+        if place.type == "meta":
+            raise InputError("the pipeline is closed: load the model again")
+        return place
 
     @property
     def dtype(self) -> torch.dtype:
         return dtype_of(self.unet)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move everything; the VAE keeps float32 where the family asks for it."""
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Self:
+        """Move everything, by the names that `load` takes; the VAE keeps float32 where the family asks for it."""
+        place = self.device if device is None else device_named(device)
+        kind = self.dtype if dtype is None else dtype_named(dtype, self.dtype)
         for module in (self.unet, *self.towers):
-            module.to(device=device, dtype=dtype)
-        self.vae.to(device=device, dtype=None if self.family.vae_dtype == "float32" else dtype)
+            module.to(device=place, dtype=kind)
+        self.vae.to(device=place, dtype=None if self.family.vae_dtype == "float32" or dtype is None else kind)
         return self
 
     def close(self) -> None:
         """Give the weights' memory back; the pipeline cannot be used afterwards."""
-        del self.unet, self.vae, self.towers
+        for module in (self.unet, self.vae, *self.towers):
+            module.to("meta")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         prompt: str,
@@ -109,10 +116,11 @@ class Pipeline:
         by returning False: the last prediction is then decoded. Raises InputError for values out of range, NumericError for results
         that are not finite.
         """
-        levels = tuple(sigmas) if sigmas is not None else None
-        job, rules = self.resolve(
-            Job(prompt, negative, width, height, steps, cfg, sampler, schedule, levels, seed, batch, profile, overrides)
-        )
+        given: Any = sigmas  # checked and made a tuple there
+        asked = Job(prompt, negative, width, height, steps, cfg, sampler, schedule, given, seed, batch, profile, overrides)
+        job, rules = resolve(asked, self.family)
+        for note in notes_on(job, rules):
+            warnings.warn(note, UserWarning, stacklevel=3)  # of the caller, beyond the decorator
         seeds = [((job.seed or 0) + k) % 2**64 for k in range(job.batch)]
         cond, uncond = self._both(job, rules)
         x, random = self._start(job, rules, seeds)
@@ -122,20 +130,7 @@ class Pipeline:
         images = [to_pil(self.decode(each[None]))[0] for each in z]  # one by one: a picture must not depend on its batch
         return Result(images, z.cpu(), seeds, job, watch.stopped_at)
 
-    def resolve(self, job: Job) -> tuple[Job, profiles.Profile]:
-        """The job with the family's defaults and the schedule's sigmas filled in, and its profile. Raises InputError."""
-        validate(job)
-        rules = profiles.override(profiles.load_profile(job.profile), job.overrides or {})
-        defaults = self.family.defaults.to_dict()
-        job = replace(job, **{name: value for name, value in defaults.items() if getattr(job, name) is None})
-        job = replace(job, seed=secrets.randbelow(2**32) if job.seed in (None, -1) else job.seed)
-        samplers.get(str(job.sampler), rules)
-        if job.sigmas is not None:
-            return replace(job, sigmas=tuple(schedules.custom(job.sigmas)), steps=len(job.sigmas) - 1), rules
-        table = schedules.SigmaTable(rules.alphas)
-        return replace(job, sigmas=tuple(schedules.sigmas(str(job.schedule), int(job.steps or 0), table, rules, str(job.sampler)))), rules
-
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(
         self,
         text: str,
@@ -159,16 +154,13 @@ class Pipeline:
 
     def _both(self, job: Job, rules: profiles.Profile) -> tuple[Conditioning, Conditioning | None]:
         """Conditioning of the prompt, and of the negative where guidance asks for it."""
-        for note in dict.fromkeys(note for text in (job.prompt, job.negative or "") for note in prompt.warnings_for(text, rules.chunking)):
-            warnings.warn(note, UserWarning, stacklevel=3)
         size = (int(job.height or 0), int(job.width or 0))
         cond = self.encode(job.prompt, size=size, chunking=rules.chunking)
         if job.cfg == 1:
             return cond, None
-        uncond = self.encode(job.negative or "", size=size, aesthetic=2.5, chunking=rules.chunking)
+        uncond = self.encode(job.negative or "", size=size, aesthetic=conditioning.AESTHETIC_NEGATIVE, chunking=rules.chunking)
         if conditioning.decide_zero(rules.empty_negative, job.negative):
             uncond = conditioning.zeroed(uncond, self.family)
-        cond, uncond = conditioning.same_length(cond, uncond)
         return cond, uncond
 
     def _start(self, job: Job, rules: profiles.Profile, seeds: Sequence[int]) -> tuple[Tensor, noise.Noise]:
@@ -178,7 +170,7 @@ class Pipeline:
         random = noise.make_noise(rules, seeds, shape, levels, samplers.get(str(job.sampler), rules), device=self.device)
         return noise.start(random, levels, schedules.SigmaTable(rules.alphas), rules), random
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         cond: Conditioning,
@@ -192,42 +184,55 @@ class Pipeline:
         on_step: OnStep | None = None,
         profile: profiles.Profile | None = None,
     ) -> Tensor:
-        """From x (B, 4, h, w) at sigmas[0] down the list to latents. `uncond` may be None where cfg is 1."""
+        """From x (B, 4, h, w) at sigmas[0] down the list to latents (B, 4, h, w).
+
+        `cond` and `uncond` have 1 row, or B, or a number of rows that divides B: then each serves as many pictures, in order. `uncond` may
+        be None where cfg is 1. Without a profile it is comfyui's rules. Raises InputError, and NumericError naming the step.
+        """
         rules = profile or profiles.load_profile("comfyui")
         solver = samplers.get(sampler, rules)
-        predict = Prediction(self.unet, *_rows(cond, uncond if cfg != 1 else None, rules.cfg_order), count=x.shape[0])
+        x = x.to(self.device)
+        rows, count = conditioning.rows(cond, None if cfg == 1 else uncond, cfg, x.shape[0], rules.cfg_order)
+        predict = Prediction(self.unet, rows.context, rows.vector, count=count)
         denoise = Denoiser(predict, schedules.SigmaTable(rules.alphas), prediction=self.family.prediction, timestep=rules.timestep)
         predict.prepare([denoise.time(sigma) for sigma in samplers.evaluated(solver, sigmas)])
         guided = Guidance(denoise, scale=cfg, order=rules.cfg_order)
-        finite = []
+        guard = Guard(sigmas)
         for step in solver.run(guided, x, sigmas, noise):
-            finite.append(step.x0.isfinite().all() & step.x.isfinite().all())  # read at the end: no wait for the device at each step
+            guard.see(step)
             x = step.x
             if on_step is not None and on_step(step) is False:
                 x = step.x0
                 break
-        _check_finite(finite, sigmas)
+        guard.check()
         return x
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Latents (B, 4, h, w) -> image (B, 3, 8h, 8w) in [-1, 1], float32.
 
         Where the VAE's own dtype overflows, it is tried again in bfloat16, then float32, with a warning. Raises NumericError.
         """
-        for dtype in wider(dtype_of(self.vae)):
-            vae = self.vae if dtype == dtype_of(self.vae) else copy.deepcopy(self.vae).to(dtype)
-            image = vae.decode((z / self.family.vae.scale).to(dtype)).float()
+        tries = wider(dtype_of(self.vae))
+        for dtype, following in zip(tries, [*tries[1:], None], strict=True):
+            vae = self.vae if dtype == tries[0] else copy.deepcopy(self.vae).to(dtype)
+            image = vae.decode((z.to(self.device) / self.family.vae.scale).to(dtype)).float()
             if image.isfinite().all():
                 return image.clamp(-1, 1)
-            warnings.warn(f"VAE decode: values that are not finite in {name_of(dtype)}", RuntimeWarning, stacklevel=2)
+            if following is not None:
+                note = f"VAE decode: values that are not finite in {name_of(dtype)}: decoding again in {name_of(following)}"
+                warnings.warn(note, RuntimeWarning, stacklevel=3)
         raise NumericError("VAE decode: values that are not finite in float32: the VAE's weights are damaged, try another --vae")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_image(self, image: Tensor, *, mode: Literal["mode"] = "mode") -> Tensor:
         """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8) float32: the mode of the VAE's distribution."""
         if mode != "mode":
             raise InputError(f"encode_image mode {mode!r}: the choice is 'mode'")
+        step = self.family.downscale
+        if image.ndim != 4 or image.shape[1] != 3 or any(side % step for side in image.shape[2:]) or not image.is_floating_point():
+            what = f"{tuple(image.shape)} {name_of(image.dtype)}"
+            raise InputError(f"encode_image: {what} is not (B, 3, H, W) in [-1, 1] with sides that are multiples of {step}")
         mean, _ = self.vae.encode(image.to(self.device, dtype_of(self.vae)))
         return mean.float() * self.family.vae.scale
 
@@ -273,28 +278,17 @@ def load(
     parts = family_parts(family, unet=unet, vae=autoencoder, towers=towers, dtype=kind, vae_dtype=vae_kind)
     if vae is not None:
         apart, outside = read_header(vae), [part.prefix for part in parts if part.module is autoencoder]
-        parts = [part for part in parts if part.module is not autoencoder]
-        _fill(apart, [Part(autoencoder, vae_prefix(apart), vae_kind)], place, OTHERS, progress)
-    _fill(header, parts, place, () if vae is None else outside, progress)
+        parts, alone = [part for part in parts if part.module is not autoencoder], [Part(autoencoder, vae_prefix(apart), vae_kind)]
+        match(apart, alone, OTHERS)  # refused before the large file is read
+        _fill(header, parts, place, outside, progress)
+        _fill(apart, alone, place, OTHERS, progress)
+    else:
+        _fill(header, parts, place, (), progress)
     for note in notes(header, family):
-        warnings.warn(note, UserWarning, stacklevel=2)
+        warnings.warn(note, UserWarning, stacklevel=3)
     return Pipeline(family, unet, autoencoder, towers, source=file.name, vae_source=Path(vae).name if vae else None)
 
 
 def _fill(header: Header, parts: Sequence[Part], device: torch.device, elsewhere: Sequence[str], progress: Progress | None) -> None:
     total = tensor_bytes(header, parts)
     fill(header, parts, device=device, elsewhere=elsewhere, progress=progress and (lambda count: progress(count, total)))
-
-
-def _rows(cond: Conditioning, uncond: Conditioning | None, order: str) -> tuple[Tensor, Tensor]:
-    """context and vector of the rows that guidance asks for, in its order."""
-    both = [cond] if uncond is None else [uncond, cond] if order == "uncond-first" else [cond, uncond]
-    return torch.cat([each.context for each in both]), torch.cat([each.vector for each in both])
-
-
-def _check_finite(finite: Sequence[Tensor], sigmas: Sequence[float]) -> None:
-    good = torch.stack(list(finite)).tolist() if finite else []
-    if not all(good):
-        step = good.index(False)
-        where = f"step {step + 1} of {len(sigmas) - 1} (sigma {sigmas[step]:.4g})"
-        raise NumericError(f"sampling: values that are not finite at {where}: try --dtype float32 or another file")

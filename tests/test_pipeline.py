@@ -10,10 +10,14 @@ import pytest
 import torch
 
 import ldm
+from ldm import ops
 from ldm.diffusion import samplers
 from ldm.errors import InputError, NumericError
 from ldm.measure import relative_error
+from ldm.options import Job
 from ldm.pipeline import Pipeline
+from ldm.resolve import resolve
+from ldm.text.conditioning import Conditioning
 from scripts import synthetic
 
 SMALL = {"width": 64, "height": 48, "steps": 3, "cfg": 5.0, "seed": 5}
@@ -29,6 +33,7 @@ def pipeline(checkpoint: Path) -> Pipeline:
     return ldm.load(checkpoint, device="cpu")
 
 
+@pytest.mark.filterwarnings("ignore:profile a1111")
 @pytest.mark.parametrize("profile", ["comfyui", "a1111"])
 @pytest.mark.parametrize("sampler", list(samplers.SAMPLERS))
 def test_picture_k_is_that_of_its_own_seed(pipeline: Pipeline, sampler: str, profile: str) -> None:
@@ -38,6 +43,75 @@ def test_picture_k_is_that_of_its_own_seed(pipeline: Pipeline, sampler: str, pro
     assert (together.latents[1] - alone.latents[0]).abs().max() <= 1e-6
     assert together.images[1].tobytes() == alone.images[0].tobytes()
     assert not torch.equal(together.latents[0], together.latents[1])
+
+
+def test_a_large_batch_is_its_pictures(pipeline: Pipeline) -> None:
+    small = SMALL | {"sampler": "euler_a", "width": 32, "height": 32}
+    together = pipeline.generate("a cat", "a dog", batch=16, **small).latents
+    for k in (0, 7, 15):
+        assert torch.equal(together[k], pipeline.generate("a cat", "a dog", **small | {"seed": 5 + k}).latents[0])
+
+
+def test_two_prompts_in_one_batch(pipeline: Pipeline) -> None:
+    """`sample` takes a row of conditioning a picture, or one for all, of unequal lengths too."""
+    conds = [pipeline.encode(text, size=(48, 64)) for text in ("a cat", "a red house by the sea")]
+    uncond = pipeline.encode("word " * 100, size=(48, 64))
+    x = torch.randn(2, 4, 6, 8, generator=torch.Generator().manual_seed(0)) * 14
+    run = {"sigmas": (14.0, 3.0, 0.0), "sampler": "euler", "cfg": 4.0, "noise": lambda i, sigma, sigma_next: torch.zeros(1)}
+    both = Conditioning(torch.cat([cond.context for cond in conds]), torch.cat([cond.vector for cond in conds]))
+    together = pipeline.sample(both, uncond, x, **run)
+    for k, cond in enumerate(conds):
+        assert relative_error(together[k : k + 1], pipeline.sample(cond, uncond, x[k : k + 1], **run)) < 1e-6
+    with pytest.raises(InputError, match="3 pictures with conditioning of"):
+        pipeline.sample(both, uncond, torch.cat([x, x[:1]]), **run)
+    with pytest.raises(InputError, match=r"cfg 4\.0 needs"):
+        pipeline.sample(both, None, x, **run)
+
+
+def test_the_references_of_all_operations_give_the_same_picture(pipeline: Pipeline) -> None:
+    fast = pipeline.generate("a cat", **SMALL).latents
+    with ops.reference():
+        assert ops.use_reference()
+        slow = pipeline.generate("a cat", **SMALL).latents
+    assert not ops.use_reference()
+    assert relative_error(fast, slow) < 1e-5
+
+
+def test_results_are_plain_tensors(pipeline: Pipeline) -> None:
+    result, cond = pipeline.generate("a cat", **SMALL), pipeline.encode("a cat", size=(64, 64))
+    weight = torch.ones((), requires_grad=True)
+    (result.latents * weight).sum().backward()
+    cond.context.mul_(2)
+
+
+def test_a_closed_pipeline_says_so(pipeline: Pipeline) -> None:
+    pipeline.close()
+    pipeline.close()
+    with pytest.raises(InputError, match="closed"):
+        pipeline.generate("a cat", **SMALL)
+
+
+def test_to_takes_names(pipeline: Pipeline) -> None:
+    assert pipeline.to("cpu", "bfloat16").dtype == torch.bfloat16
+    assert next(pipeline.vae.parameters()).dtype == torch.float32
+    with pytest.raises(InputError, match="dtype 'bf17'"):
+        pipeline.to(dtype="bf17")
+
+
+def test_notes_are_the_callers(pipeline: Pipeline) -> None:
+    with pytest.warns(UserWarning, match="negative prompt has no effect") as seen:
+        pipeline.generate("a cat", "a dog", **SMALL | {"cfg": 1.0})
+    with pytest.warns(UserWarning, match="profile a1111: its ddim") as more:
+        pipeline.generate("a cat", profile="a1111", sampler="ddim", **SMALL)
+    with pytest.warns(UserWarning, match="BREAK"):
+        pipeline.generate("a cat BREAK a dog", **SMALL)
+    assert {warning.filename for warning in (*seen, *more)} == {__file__}
+
+
+@pytest.mark.parametrize("image", [torch.zeros(1, 3, 33, 32), torch.zeros(3, 32, 32), torch.zeros(1, 3, 32, 32, dtype=torch.uint8)])
+def test_images_that_cannot_be_encoded(pipeline: Pipeline, image: torch.Tensor) -> None:
+    with pytest.raises(InputError, match="encode_image"):
+        pipeline.encode_image(image)
 
 
 def test_the_same_call_gives_the_same_picture(pipeline: Pipeline) -> None:
@@ -73,12 +147,14 @@ def test_the_job_is_resolved(pipeline: Pipeline) -> None:
     job = pipeline.generate("a cat", steps=2, width=64, height=64).job
     assert (job.sampler, job.schedule, job.cfg) == ("dpmpp_2m", "karras", 5.0)
     assert job.sigmas is not None and len(job.sigmas) == 3 and job.sigmas[-1] == 0.0
-    again = pipeline.generate("a cat", sigmas=job.sigmas, seed=job.seed, width=64, height=64)
-    assert again.job.steps == 2
-    full = pipeline.resolve(ldm.options.Job("a cat"))[0]
+    again = pipeline.generate("a cat", sigmas=torch.tensor(job.sigmas), seed=np.int64(job.seed or 0), width=64, height=64)
+    assert (again.job.steps, again.job.schedule, again.job.sigmas) == (2, None, job.sigmas)
+    assert type(again.job.seed) is int
+    full = resolve(Job("a cat"), pipeline.family)[0]
     assert (full.width, full.height, full.steps) == (1024, 1024, 30)
 
 
+@pytest.mark.filterwarnings("ignore:cfg 1")
 def test_guidance_scale_one_needs_no_negative(pipeline: Pipeline) -> None:
     one = pipeline.generate("a cat", "a dog", **SMALL | {"cfg": 1.0})
     assert torch.equal(one.latents, pipeline.generate("a cat", "another", **SMALL | {"cfg": 1.0}).latents)
@@ -151,7 +227,6 @@ def test_the_vae_is_tried_again_with_more_range(checkpoint: Path) -> None:
     assert relative_error(image, wide.decode(z)) < 0.05
 
 
-@pytest.mark.filterwarnings("ignore:VAE decode")
 def test_a_broken_vae_is_an_error(pipeline: Pipeline) -> None:
     pipeline.vae.decoder.conv_in.weight.fill_(float("inf"))
     with pytest.raises(NumericError, match="VAE decode"):
@@ -197,6 +272,14 @@ def test_the_refiner_runs(tmp_path: Path) -> None:
         ({"steps": 0}, "steps 0"),
         ({"seed": 2**64}, "seed"),
         ({"sigmas": (1.0, 2.0)}, "sigmas"),
+        ({"sigmas": 3.0}, "sigmas"),
+        ({"sigmas": [3.0, None]}, "sigmas"),
+        ({"batch": None}, "batch"),
+        ({"profile": 3}, "profile"),
+        ({"overrides": "rng=cpu"}, "overrides"),
+        ({"overrides": {"drop_penultimate": 3}}, "drop_penultimate"),
+        ({"overrides": {"ensd": 1.5}}, "ensd"),
+        ({"overrides": {3: "x"}}, "unknown profile field"),
     ],
 )
 def test_values_out_of_range(pipeline: Pipeline, change: dict[str, object], message: str) -> None:
@@ -210,6 +293,9 @@ def test_values_out_of_range(pipeline: Pipeline, change: dict[str, object], mess
 def test_what_load_refuses(checkpoint: Path) -> None:
     with pytest.raises(InputError, match="dtype 'float99'"):
         ldm.load(checkpoint, dtype="float99")
+    for name in ("xpu", "meta", "cuda:-1"):
+        with pytest.raises(InputError, match="is not known"):
+            ldm.load(checkpoint, device=name)
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
+        with pytest.raises(InputError, match=r"device cuda: .* sees 0 of that kind"):
             ldm.load(checkpoint, device="cuda")

@@ -38,7 +38,7 @@ class Denoiser:
         """x (N, 4, h, w) at noise level `sigma` > 0 -> x0, same shape and dtype."""
         t, sigma = self._table.locate(sigma, self._rule)
         scale = 1 / math.sqrt(sigma**2 + 1)  # c_in: brings data + sigma * noise to unit variance
-        out = self._predict(x * scale, t).to(x.dtype)
+        out = self._predict(x * scale, t)
         if self._velocity:  # x / sqrt(sigma² + 1) = cos·z + sin·eps and v = cos·eps - sin·z, so z = cos·(...) - sin·v
             return x * scale**2 - out * (sigma * scale)
         return x - out * sigma

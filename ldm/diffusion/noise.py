@@ -141,8 +141,10 @@ class _Brownian:
 
     def __call__(self, i: int, sigma: float, sigma_next: float) -> Tensor:
         high, low = (self._ends.get(end, end) for end in (sigma, sigma_next))
-        std = (torch.tensor(high) - torch.tensor(low)).sqrt()
-        return -torch.cat([tree(low, high) for tree in self._trees]) / std
+        increments = torch.cat([tree(low, high) for tree in self._trees])
+        if high == low:  # a midpoint that rounds to its end: the increment is zero, and so is its std
+            return increments
+        return -increments / (torch.tensor(high) - torch.tensor(low)).sqrt()
 
 
 def _no_noise(i: int, sigma: float, sigma_next: float) -> Tensor:

@@ -33,6 +33,7 @@ class Profile:
     multistep_last: Literal["multistep", "denoised"]  # lms and its kin at the step to sigma 0: their formula, or x0
     cfg_order: Literal["uncond-first", "cond-first"]  # rows of the batch under guidance
     chunking: Literal["plain", "comma-20"]  # prompts beyond 75 tokens: cut there, or after a comma among the last 20
+    unfollowed: tuple[str, ...]  # samplers that this engine runs by rules of its own, which are not written here yet
     empty_negative: Literal["encode", "zeros-if-none", "zeros-if-empty"]  # what an absent or empty negative prompt becomes
 
 
@@ -55,8 +56,10 @@ def load_profile(name: str) -> Profile:
     return Profile(name=name, **{field: _checked(field, value) for field, value in values.items()})
 
 
-def override(profile: Profile, values: Mapping[str, str]) -> Profile:
-    """`profile` with some fields set from text, as `--set field=value` gives it; lists are separated by commas."""
+def override(profile: Profile, values: Mapping[str, Any]) -> Profile:
+    """`profile` with some fields set, from text as `--set field=value` gives it (lists are separated by commas) or from plain values."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"overrides {values!r} are not acceptable: give a mapping of profile fields to values")
     return replace(profile, **{field: _checked(field, _parsed(field, text)) for field, text in values.items()})
 
 
@@ -68,12 +71,14 @@ def _kinds() -> dict[str, Any]:
 def _kind(field: str) -> Any:
     kinds = _kinds()
     if field not in kinds:
-        raise InputError(f"unknown profile field {field!r}: {near_matches(field, list(kinds))}")
+        raise InputError(f"unknown profile field {field!r}: {near_matches(str(field), list(kinds))}")
     return kinds[field]
 
 
-def _parsed(field: str, text: str) -> Any:
+def _parsed(field: str, text: Any) -> Any:
     kind = _kind(field)
+    if not isinstance(text, str):
+        return text
     if kind is int:
         return _integer(field, text)
     if get_origin(kind) is tuple:
@@ -93,7 +98,7 @@ def _checked(field: str, value: Any) -> Any:
     kind = _kind(field)
     if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return value
-    if get_origin(kind) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+    if get_origin(kind) is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return tuple(value)
     if get_origin(kind) is Literal and value in get_args(kind):
         return value

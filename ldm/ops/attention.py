@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ldm.ops import use_reference
+
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """The specification: q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D)."""
@@ -18,4 +20,6 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """As `attention_reference`, by PyTorch's fused kernels."""
+    if use_reference():
+        return attention_reference(q, k, v, causal=causal)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

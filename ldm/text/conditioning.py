@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ldm.errors import InputError
+from ldm.limits import LIMITS
 from ldm.ops.embedding import sinusoid
-from ldm.options import LIMITS
 from ldm.text.prompt import LENGTH
 
 if TYPE_CHECKING:
@@ -99,6 +99,19 @@ def zeroed(cond: Conditioning, family: Family) -> Conditioning:
     vector = cond.vector.clone()
     vector[:, : family.towers[-1].projection] = 0
     return replace(cond, context=torch.zeros_like(cond.context), vector=vector)
+
+
+def rows(cond: Conditioning, uncond: Conditioning | None, cfg: float, pictures: int, order: str) -> tuple[Conditioning, int]:
+    """The rows that guidance asks for, in its order, and how many pictures each serves. Raises InputError where they do not fit."""
+    if uncond is None and cfg != 1:
+        raise InputError(f"cfg {cfg} needs what it leads away from: give uncond, or cfg 1")
+    both = [cond] if uncond is None else [uncond, cond] if order == "uncond-first" else [cond, uncond]
+    counts = [each.context.shape[0] for each in both]
+    if pictures % max(counts) or not set(counts) <= {1, max(counts)}:
+        raise InputError(f"{pictures} pictures with conditioning of {counts} rows: give 1 row, or one a picture")
+    wide = [(each.context.expand(max(counts), -1, -1), each.vector.expand(max(counts), -1)) for each in same_length(*both)]
+    contexts, vectors = zip(*wide, strict=True)
+    return Conditioning(torch.cat(contexts), torch.cat(vectors)), pictures // max(counts)
 
 
 def same_length(*conds: Conditioning) -> tuple[Conditioning, ...]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from ldm.options import Job, validate
+from ldm.limits import check_text
 from ldm.text.tokenizer import COMMA, END, START, encode
 
 LENGTH = 77  # ids a tower reads
@@ -53,7 +53,7 @@ def tower_ids(texts: Sequence[str], pads: Sequence[int], rule: Rule = "plain") -
     Raises InputError for a text over the limit, with NUL, or with what was not UTF-8.
     """
     for text in texts:
-        validate(Job(prompt=text))
+        check_text("prompt", text)
     cut = [chunks(encode(text), rule) for text in texts]
     count = max(map(len, cut))
     return [[padded(chunk, pad) for chunk in [*own, *[[]] * (count - len(own))]] for own, pad in zip(cut, pads, strict=True)]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+Weighting = Literal["none", "min-snr", "debiased"]
+
 
 def noised(z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """x = (z + sigma noise) / sqrt(1 + sigma^2): the network's input at noise level sigma (B,); variance one for z of variance one."""
@@ -21,16 +23,22 @@ def target(z: Tensor, noise: Tensor, sigma: Tensor, prediction: Literal["epsilon
     return noise if prediction == "epsilon" else (noise - s * z) / (1 + s**2).sqrt()
 
 
-def min_snr_weight(sigma: Tensor, gamma: float, prediction: Literal["epsilon", "v"]) -> Tensor:
-    """min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; SNR = 1 / sigma^2 (Hang et al. 2023, section 3.4)."""
+def level_weight(kind: Weighting, sigma: Tensor, gamma: float, prediction: Literal["epsilon", "v"]) -> Tensor:
+    """How much each noise level counts; SNR = 1 / sigma^2.
+
+    "none": 1. "min-snr": min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023, section 3.4).
+    "debiased": 1 / sqrt(SNR) (Yu et al. 2023, "Debias the training of diffusion models"), under which the error of x0 pulls
+    with the same force at every level; for v the same after its own factor, 1 / (SNR + 1).
+    """
     snr = sigma**-2
-    return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+    own = snr if prediction == "epsilon" else snr + 1
+    return {"none": torch.ones_like(snr), "min-snr": snr.clamp(max=gamma) / own, "debiased": snr.sqrt() / own}[kind]
 
 
-def diffusion_loss(predicted: Tensor, wanted: Tensor, weight: Tensor | None = None) -> Tensor:
+def diffusion_loss(predicted: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     """Mean squared error, picture by picture times `weight` (B,)."""
     each = (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3))
-    return (each if weight is None else each * weight).mean()
+    return (each * weight).mean()
 
 
 def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:

@@ -49,7 +49,8 @@ class TowersRecipe(Numbers):
 @dataclass(frozen=True)
 class UNetRecipe(Numbers):
     dropout: float  # share of captions replaced by the empty one
-    min_snr: float  # gamma; 0: no weighting
+    weighting: Literal["none", "min-snr", "debiased"]  # of the noise levels
+    gamma: float  # of min-snr
     optim: Optim
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm.models.unet import ResBlock, SpatialTransformer, UNet
 from ldm.ops.embedding import sinusoid
 from ldm.train.draws import generator, order
-from ldm.train.losses import diffusion_loss, min_snr_weight, noised, target
+from ldm.train.losses import diffusion_loss, level_weight, noised, target
 
 if TYPE_CHECKING:
     from ldm.models.shapes import Family
@@ -41,9 +41,9 @@ class UNetTask:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             x = noised(z, noise, sigma).to(memory_format=torch.channels_last)
             predicted = self.module.denoise(x, t.float(), context, vector)
-        weight = min_snr_weight(sigma, settings.min_snr, self.family.prediction) if settings.min_snr else None
+        weight = level_weight(settings.weighting, sigma, settings.gamma, self.family.prediction)
         wanted = target(z, noise, sigma, self.family.prediction)
-        plain = diffusion_loss(predicted.detach(), wanted)
+        plain = (predicted.detach() - wanted).square().mean()
         return diffusion_loss(predicted, wanted, weight), {"mse": float(plain)}
 
     def conditions(self, rows: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from ldm.diffusion import noise, philox, samplers, schedules
 from ldm.diffusion.profiles import override
-from ldm.diffusion.rounding import log_trip, midpoint
+from ldm.diffusion.rounding import log_trip, midpoint, nearest
 from ldm.diffusion.samplers import SAMPLERS
 from tests.diffusion.cases import A1111, COMFYUI, TABLE, final, mixture
 from tests.diffusion.foreign import k_diffusion
@@ -90,6 +90,16 @@ def test_start_scales():
     assert torch.allclose(start(cpu_a1111), unit * sigma, rtol=1e-6)
     always = override(COMFYUI, {"start_noise": "sqrt1p"})
     assert torch.allclose(start(always, LEVELS[1:]), unit * math.sqrt(1 + LEVELS[1] ** 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("below", "full"), [(5e-5, False), (5e-6, True)])
+def test_a_list_is_full_within_1e_5_of_the_tables_end(below, full):
+    """Whether an image to image run at almost full strength begins as one from noise alone."""
+    levels = [nearest(TABLE.high * (1 - below)), *LEVELS[1:]]
+    unit, sigma = cpu(1)[0], levels[0]
+    for profile, expected in ((COMFYUI, math.sqrt(1 + sigma**2) if full else sigma), (A1111, sigma)):
+        random = make(override(profile, {"rng": "cpu"}), [1], "euler", levels)
+        assert torch.allclose(noise.start(random, levels, TABLE, profile), unit * expected, rtol=1e-6, atol=0)
 
 
 def test_start_noise_of_philox():

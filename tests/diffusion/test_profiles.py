@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, asdict
 
 import pytest
 
@@ -12,16 +12,55 @@ from ldm import resources
 from ldm.diffusion.profiles import choices, load_profile, names, override
 from ldm.errors import InputError
 
+COMFYUI = {
+    "name": "comfyui",
+    "alphas": "float64",
+    "karras_range": "model",
+    "spacing": "linspace-log",
+    "timestep": "nearest-log",
+    "start_noise": "sqrt1p-if-full",
+    "rng": "cpu",
+    "batch_noise": "per-image",
+    "ancestral_rng": "same-seed",
+    "ensd": 0,
+    "brownian": "per-image",
+    "brownian_ends": "exact",
+    "drop_penultimate": ("dpm2", "dpm2_a", "unipc"),
+    "multistep_last": "denoised",
+    "cfg_order": "uncond-first",
+    "chunking": "plain",
+    "unfollowed": (),
+    "empty_negative": "encode",
+}
+A1111 = {
+    "name": "a1111",
+    "alphas": "float32",
+    "karras_range": "model",
+    "spacing": "linspace-log",
+    "timestep": "float",
+    "start_noise": "sigma",
+    "rng": "philox",
+    "batch_noise": "per-image",
+    "ancestral_rng": "continued",
+    "ensd": 0,
+    "brownian": "per-image",
+    "brownian_ends": "log-trip",
+    "drop_penultimate": ("dpm2", "dpm2_a", "dpmpp_3m_sde"),
+    "multistep_last": "multistep",
+    "cfg_order": "cond-first",
+    "chunking": "comma-20",
+    "unfollowed": ("ddim",),
+    "empty_negative": "zeros-if-empty",
+}
 
-def test_the_two_profiles_differ_where_the_engines_do():
-    comfyui, a1111 = load_profile("comfyui"), load_profile("a1111")
-    assert {"comfyui", "a1111"} <= set(names())
-    assert (comfyui.alphas, comfyui.timestep, comfyui.start_noise, comfyui.rng) == ("float64", "nearest-log", "sqrt1p-if-full", "cpu")
-    assert (a1111.alphas, a1111.timestep, a1111.start_noise, a1111.rng) == ("float32", "float", "sigma", "philox")
-    assert (comfyui.ancestral_rng, a1111.ancestral_rng) == ("same-seed", "continued")
-    assert (comfyui.cfg_order, a1111.cfg_order) == ("uncond-first", "cond-first")
-    assert "dpmpp_3m_sde" in a1111.drop_penultimate and "dpmpp_3m_sde" not in comfyui.drop_penultimate
-    assert comfyui.batch_noise == comfyui.brownian == "per-image"
+
+@pytest.mark.parametrize("values", [COMFYUI, A1111], ids=lambda values: values["name"])
+def test_every_rule_of_a_profile(values):
+    assert asdict(load_profile(values["name"])) == values
+
+
+def test_every_profile_is_here():
+    assert set(names()) == {"comfyui", "a1111"}
 
 
 def test_a_profile_is_frozen():

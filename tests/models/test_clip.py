@@ -10,11 +10,43 @@ from ldm.models.clip import CLIPText, quick_gelu
 from ldm.models.shapes import load_family
 from tests.models.tiny import drawn, tiny
 
+LARGE = {  # CLIP ViT-L/14
+    "layout": "hf",
+    "prefix": "conditioner.embedders.0.transformer.",
+    "width": 768,
+    "layers": 12,
+    "heads": 12,
+    "mlp": 3072,
+    "activation": "quick_gelu",
+    "projection": 0,
+    "pad_token": 49407,
+    "vocab": 49408,
+    "length": 77,
+}
+BIG = {  # OpenCLIP ViT-bigG/14
+    "layout": "open_clip",
+    "prefix": "conditioner.embedders.1.model.",
+    "width": 1280,
+    "layers": 32,
+    "heads": 20,
+    "mlp": 5120,
+    "activation": "gelu",
+    "projection": 1280,
+    "pad_token": 0,
+    "vocab": 49408,
+    "length": 77,
+}
 
-def test_official_activations_and_norms() -> None:
-    large, big = load_family("sdxl-base").towers
-    assert (large.activation, big.activation) == ("quick_gelu", "gelu")
-    assert (large.pad_token, big.pad_token) == (49407, 0)
+
+@pytest.mark.parametrize(
+    ("name", "towers"), [("sdxl-base", [LARGE, BIG]), ("sdxl-refiner", [BIG | {"prefix": "conditioner.embedders.0.model."}])]
+)
+def test_official_numbers(name: str, towers: list[dict[str, object]]) -> None:
+    assert [tower.to_dict() for tower in load_family(name).towers] == towers
+
+
+def test_activation_and_norms() -> None:
+    large = load_family("sdxl-base").towers[0]
     with torch.device("meta"):
         tower = CLIPText(large)
     assert {module.eps for module in tower.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-5}

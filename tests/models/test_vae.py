@@ -36,8 +36,9 @@ def test_sizes_and_clamp() -> None:
     mean, logvar = vae.encode(torch.rand(1, 3, 32, 48) * 2 - 1)
     assert mean.shape == logvar.shape == (1, 4, 4, 6)
     assert vae.decode(mean).shape == (1, 3, 32, 48)
-    vae.quant_conv.bias[4:] = 1e6
-    assert vae.encode(torch.zeros(1, 3, 32, 32))[1].max() == 20.0
+    for bias, end in ((1e6, 20.0), (-1e6, -30.0)):
+        vae.quant_conv.bias[4:] = bias
+        assert torch.equal(vae.encode(torch.zeros(1, 3, 32, 32))[1], torch.full((1, 4, 4, 4), end))
 
 
 @torch.no_grad()

@@ -21,10 +21,13 @@ def sigmas() -> tuple[torch.Tensor, np.ndarray]:
     return torch.tensor(np.sqrt(1 / alphas - 1), dtype=torch.float32), alphas
 
 
-@pytest.mark.parametrize(("prediction", "gamma"), [("epsilon", 0.0), ("epsilon", 5.0), ("v", 0.0), ("v", 5.0)])
-def test_one_step_equals_its_formulas(family: Family, recipe: Recipe, prediction: Literal["epsilon", "v"], gamma: float) -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("weighting", ["none", "min-snr", "debiased"])
+def test_one_step_equals_its_formulas(
+    family: Family, recipe: Recipe, prediction: Literal["epsilon", "v"], weighting: losses.Weighting
+) -> None:
     family = Family.from_dict({**family.to_dict(), "prediction": prediction})
-    recipe = Recipe.from_dict({**recipe.to_dict(), "unet": {**recipe.unet.to_dict(), "min_snr": gamma}})
+    recipe = Recipe.from_dict({**recipe.to_dict(), "unet": {**recipe.unet.to_dict(), "weighting": weighting}})
     levels, alphas = sigmas()
     task = UNetTask(family, made_pictures(), made_features(family), levels, recipe)
     with torch.no_grad():
@@ -42,7 +45,7 @@ def test_one_step_equals_its_formulas(family: Family, recipe: Recipe, prediction
 
 def by_hand(task: UNetTask, step: int, alphas: np.ndarray) -> torch.Tensor:
     """The same step, one picture at a time: sqrt(a) z + sqrt(1 - a) noise through the generating path, prepare and forward."""
-    batch, gamma = task.recipe.unet.optim.batch, task.recipe.unet.min_snr
+    batch, kind, epsilon = task.recipe.unet.optim.batch, task.recipe.unet.weighting, task.family.prediction == "epsilon"
     random = torch.Generator().manual_seed(task.recipe.seed * 1_000_003 + step)
     passes = [np.random.default_rng([task.recipe.seed, 2, p]).permutation(len(task.z)) for p in range(4)]
     rows = [int(passes[i // len(task.z)][i % len(task.z)]) for i in range(step * batch, (step + 1) * batch)]
@@ -57,9 +60,10 @@ def by_hand(task: UNetTask, step: int, alphas: np.ndarray) -> torch.Tensor:
         vector = torch.cat([task.features.pooled[caption], numbers])[None]
         prepared = task.module.prepare(task.features.context[caption].float()[None], vector, [float(t)])
         predicted = task.module((a**0.5 * z + (1 - a) ** 0.5 * noise)[None], prepared, 0)[0]
-        wanted = noise if task.family.prediction == "epsilon" else a**0.5 * noise - (1 - a) ** 0.5 * z
+        wanted = noise if epsilon else a**0.5 * noise - (1 - a) ** 0.5 * z
         snr = a / (1 - a)
-        weight = min(snr, gamma) / (snr if task.family.prediction == "epsilon" else snr + 1) if gamma else 1.0
+        own = 1 / snr if epsilon else 1 - a  # what brings the squared error to that of the latents, divided by SNR
+        weight = {"none": 1.0, "min-snr": min(snr, task.recipe.unet.gamma) * own, "debiased": snr**0.5 * own}[kind]
         total = total + weight * (predicted - wanted).square().mean() / batch
     return total
 

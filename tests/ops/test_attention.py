@@ -1,0 +1,35 @@
+"""The fused attention equals its reference, and the reference is softmax(q k^T / sqrt(D)) v."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ldm import ops
+from ldm.measure import relative_error
+from ldm.ops.attention import attention, attention_reference
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("tokens", "keys", "dim"), [(77, 77, 64), (64, 64, 40), (16, 16, 512), (1, 1, 8)])
+def test_fused_equals_reference(tokens: int, keys: int, dim: int, causal: bool) -> None:
+    q, k, v = (
+        torch.randn(2, 3, count, dim, generator=torch.Generator().manual_seed(count + i)) for i, count in enumerate((tokens, keys, keys))
+    )
+    assert relative_error(attention(q, k, v, causal=causal), attention_reference(q, k, v, causal=causal)) < 1e-6
+
+
+def test_cross_attention_over_fewer_keys() -> None:
+    q, k = torch.randn(1, 2, 64, 16), torch.randn(1, 2, 77, 16)
+    assert relative_error(attention(q, k, k), attention_reference(q, k, k)) < 1e-6
+    with ops.reference():
+        assert torch.equal(attention(q, k, k), attention_reference(q, k, k))
+
+
+def test_the_reference_by_hand() -> None:
+    q, k, v = (torch.tensor(values).reshape(1, 1, 2, 1) for values in ([1.0, 2.0], [0.5, -0.5], [3.0, 7.0]))
+    weights = torch.tensor([[0.5, -0.5], [1.0, -1.0]]).softmax(-1)
+    assert torch.allclose(attention_reference(q, k, v)[0, 0, :, 0], weights @ torch.tensor([3.0, 7.0]))
+    assert torch.allclose(
+        attention_reference(q, k, v, causal=True)[0, 0, :, 0], torch.stack([torch.tensor(3.0), (weights @ v[0, 0])[1, 0]])
+    )
