@@ -85,19 +85,19 @@ def load(checkpoint: Path, runs: int) -> None:
 
 
 def report(what: str, ours: list[float], theirs: list[float]) -> None:
-    """Medians, their ratio, and how far each engine's own runs lie apart."""
+    """Medians, their ratio, and beside it each engine against itself: its even runs against its odd ones."""
     medians = [statistics.median(values) for values in (ours, theirs)]
-    spreads = [(max(values) - min(values)) / statistics.median(values) for values in (ours, theirs)]
+    itself = [statistics.median(values[::2]) / statistics.median(values[1::2] or values) for values in (ours, theirs)]
     print(
         f"{what}: ours {medians[0]:.2f}  theirs {medians[1]:.2f}  ratio {medians[0] / medians[1]:.3f}  over {len(ours)} alternating runs",
         end="",
     )
-    print(f"; spread of each against itself {spreads[0]:.0%} and {spreads[1]:.0%}")
+    print(f"; against themselves {itself[0]:.3f} and {itself[1]:.3f}")
 
 
 @torch.inference_mode()
 def step(checkpoint: Path, runs: int) -> None:
-    """Both networks in one process over the same weights: the step alone, then 20 steps with what is prepared once shared among them."""
+    """Both networks in one process over the same weights; ours has the text's keys and values from `prepare`, once a prompt."""
     import ldm
     from ldm.models.shapes import load_family
     from ldm.ops.embedding import sinusoid

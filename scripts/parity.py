@@ -1,9 +1,11 @@
-"""Full-size parity with an official file, each engine in a process of its own, one after the other.
+"""Parity with other people's code: of every stage at tiny width, and at full size with an official file.
 
+    python -m scripts.parity stages                                              # UNet, VAE and towers at tiny width
     python -m scripts.parity picture --checkpoint sd_xl_base_1.0.safetensors     # 3 steps of dpmpp_sde karras at 256x256, profile a1111
     python -m scripts.parity refiner --checkpoint sd_xl_refiner_1.0.safetensors  # one UNet call
 
-Prints the relative error of every stage; exit code 1 when a gate is missed.
+Prints the relative error of every stage; exit code 1 when a gate is missed. At full size each engine has a process of its own, one after
+the other.
 """
 
 from __future__ import annotations
@@ -19,23 +21,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PROMPT, NEGATIVE, SEED, STEPS, SIZE, CFG = "a red apple on a blue table, studio light", "blurry", 11, 3, 256, 5.0
+PROMPT, NEGATIVE, SEED, STEPS, CFG = "a red apple on a blue table, studio light", "blurry", 11, 3, 5.0
+HEIGHT, WIDTH = 256, 256
 GATES = {"context": 1e-4, "vector": 1e-4, "latents": 1e-3, "image": 1e-3, "unet": 1e-5}
 
 
 @torch.inference_mode()
-def picture_ours(checkpoint: Path, _: Path) -> dict[str, Tensor]:
+def picture_ours(checkpoint: Path) -> dict[str, Tensor]:
     import ldm
 
     pipeline = ldm.load(checkpoint, device="cpu", dtype="float32")
-    size = (SIZE, SIZE)
+    size = (HEIGHT, WIDTH)
     rows = [pipeline.encode(text, size=size) for text in (PROMPT, NEGATIVE)]
     start = time.perf_counter()
     result = pipeline.generate(
         PROMPT,
         NEGATIVE,
-        width=SIZE,
-        height=SIZE,
+        width=WIDTH,
+        height=HEIGHT,
         steps=STEPS,
         cfg=CFG,
         sampler="dpmpp_sde",
@@ -54,18 +57,18 @@ def picture_ours(checkpoint: Path, _: Path) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def picture_theirs(checkpoint: Path, _: Path) -> dict[str, Tensor]:
+def picture_theirs(checkpoint: Path) -> dict[str, Tensor]:
     from diffusers.models.embeddings import get_timestep_embedding
 
     from scripts import theirs
     from tests.diffusion.foreign import k_diffusion
 
-    context, pooled, ids = theirs.encode(checkpoint, [PROMPT, NEGATIVE], (SIZE, SIZE))
+    context, pooled, ids = theirs.encode(checkpoint, [PROMPT, NEGATIVE], (HEIGHT, WIDTH))
     fourier = get_timestep_embedding(ids.flatten(), 256, flip_sin_to_cos=True, downscale_freq_shift=0).reshape(2, -1)
     network = theirs.unet(checkpoint, theirs.BASE_UNET)
     sampling = k_diffusion("sampling")
     sigmas = sampling.get_sigmas_karras(STEPS, *theirs.sigma_range())
-    noise = torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(SEED))
+    noise = torch.randn(1, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(SEED))
     tree = sampling.BrownianTreeNoiseSampler(noise, sigmas[sigmas > 0].min(), sigmas.max(), seed=SEED)
     start = time.perf_counter()
     denoise = theirs.denoiser(network, context, pooled, ids, CFG)
@@ -84,7 +87,7 @@ def refiner_inputs() -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def refiner_ours(checkpoint: Path, _: Path) -> dict[str, Tensor]:
+def refiner_ours(checkpoint: Path) -> dict[str, Tensor]:
     import ldm
     from ldm.text.conditioning import fourier
 
@@ -95,7 +98,7 @@ def refiner_ours(checkpoint: Path, _: Path) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def refiner_theirs(checkpoint: Path, _: Path) -> dict[str, Tensor]:
+def refiner_theirs(checkpoint: Path) -> dict[str, Tensor]:
     from scripts import theirs
 
     given = refiner_inputs()
@@ -111,6 +114,24 @@ WORK = {
 }
 
 
+def stages() -> bool:
+    from ldm.measure import relative_error
+    from tests.models import cases
+
+    good = True
+    for family in cases.FAMILIES:
+        ours, theirs = cases.ours(family), cases.theirs(family)
+        for stage in theirs:
+            good &= tell(f"{family} {stage}", relative_error(ours[stage], theirs[stage]), theirs[stage], GATES["unet"])
+    return good
+
+
+def tell(what: str, error: float, reference: Tensor, gate: float) -> bool:
+    rms = float(reference.square().mean().sqrt())
+    print(f"{what:32} rms {rms:8.4f}   relative error {error:.1e}   gate {gate:.0e}   {'met' if error <= gate else 'MISSED'}")
+    return error <= gate
+
+
 def compare(what: str, checkpoint: Path) -> bool:
     from ldm.measure import relative_error
 
@@ -123,23 +144,24 @@ def compare(what: str, checkpoint: Path) -> bool:
         ours, theirs = (load_file(Path(name) / f"{engine}.safetensors") for engine in ("ours", "theirs"))
     good = ours.keys() == theirs.keys()
     for stage in theirs:
-        error = relative_error(ours[stage], theirs[stage])
-        good &= error <= GATES[stage]
-        met, rms = error <= GATES[stage], float(theirs[stage].square().mean().sqrt())
-        print(f"{what:8} {stage:8} rms {rms:8.4f}   relative error {error:.2e}   gate {GATES[stage]:.0e}   {'met' if met else 'MISSED'}")
+        good &= tell(f"{what} {stage}", relative_error(ours[stage], theirs[stage]), theirs[stage], GATES[stage])
     return good
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("picture", "refiner"))
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("what", choices=("stages", "picture", "refiner"))
+    parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--engine", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.what == "stages":
+        return 0 if stages() else 1
+    if args.checkpoint is None:
+        parser.error("--checkpoint is missing: python -m scripts.synthetic writes one")
     if args.engine is None:
         return 0 if compare(args.what, args.checkpoint) else 1
-    outputs = WORK[args.what, args.engine](args.checkpoint, args.out)
+    outputs = WORK[args.what, args.engine](args.checkpoint)
     save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, args.out / f"{args.engine}.safetensors")
     return 0
 
