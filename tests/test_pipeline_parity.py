@@ -41,7 +41,7 @@ PROMPT = (
 )
 NEGATIVE = "blurry, low quality"
 T_GAIN = 6.0  # on the time embedding: a drawn network hardly sees a fraction of a step
-LIST = (9.25, 3.5, 1.75, 0.5, 0.0)  # of a user's own, below the table's end; exp(log(sigma)) is another float32 for the first two
+LIST = (9.75, 8.25, 3.0, 0.0)  # of a user's own, below the table's end; exp(log(sigma)) is another float32 for the first two
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,13 @@ def test_a_run(profile: str, family: str, sampler: str) -> None:
 def test_an_empty_negative(profile: str, family: str, negative: str | None) -> None:
     """Zeros beside the sizes under a1111, "" encoded under comfyui; none given is the same to both."""
     check(Run(ENGINES[profile], family, negative=""), profile, negative=negative)
+
+
+@pytest.mark.parametrize("prompt", ["a cat", f"{PROMPT}, {PROMPT}"], ids=["one chunk", "three chunks"])
+@pytest.mark.parametrize("profile", ENGINES)
+def test_a_negative_of_two_chunks(profile: str, prompt: str) -> None:
+    """Contexts of unequal length fit one batch here, and have a pass each there."""
+    check(Run(ENGINES[profile], prompt=prompt, negative=PROMPT), profile)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_sde", "euler_a"])
