@@ -113,7 +113,7 @@ def _declared(header: Header) -> Family | None:
         return None
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: not JSON, or an integer of thousands of digits
         values = None
     if not isinstance(values, dict):
         raise InputError(f"{header.path}: {FAMILY_KEY} in its metadata is not a JSON object: a faulty tool wrote the file")
@@ -121,10 +121,24 @@ def _declared(header: Header) -> Family | None:
         family = Family.from_dict(values)
     except InputError as error:
         raise InputError(f"{header.path}: {FAMILY_KEY} in its metadata: {error}") from None
-    wrong = next(iter(_mismatches(header, family)), None)
+    least, count = least_tensors(family), len(header.tensors)
+    fewer = [f"family {family.name} has {least:,} or more, and the file {count:,}"] if count < least else []
+    wrong = next(iter(_mismatches(header, family) + fewer), None)
     if wrong:
         raise InputError(f"{header.path}: {FAMILY_KEY} in its metadata does not fit its tensors ({wrong}): a faulty tool wrote the file")
     return family
+
+
+def least_tensors(family: Family) -> int:
+    """Tensors that a checkpoint of a family has at least, from its blocks; the VAE may be elsewhere (`--vae`) and is not counted.
+
+    A residual block has 10, a transformer block 20, a tower's layer 12 under OpenCLIP's names.
+    """
+    unet = family.unet
+    stages = 2 * unet.num_res_blocks + 1  # a level, down and up
+    residual = stages * len(unet.channel_mult) + 2
+    transformer = stages * sum(unet.transformer_depth) + unet.middle_depth
+    return 10 * residual + 20 * transformer + 12 * sum(tower.layers for tower in family.towers)
 
 
 def _official(header: Header) -> Family | None:
@@ -134,7 +148,8 @@ def _official(header: Header) -> Family | None:
 
 def _mismatches(header: Header, family: Family) -> list[str]:
     found = {name: header.tensors[name].shape if name in header.tensors else None for name in probes(family)}
-    return [f"{name} is {found[name] or 'absent'}, not {shape}" for name, shape in probes(family).items() if found[name] != shape]
+    wrong = [(name, found[name], shape) for name, shape in probes(family).items() if found[name] != shape]
+    return [f"{name} is {'absent' if stands is None else stands}, not {shape}" for name, stands, shape in wrong]
 
 
 def probes(family: Family) -> dict[str, tuple[int, ...]]:

@@ -1,28 +1,14 @@
-"""How much memory a file needs and how much is free, without torch."""
+"""How much memory is free, and whether it is enough, without torch."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 
-from ldm.checkpoint.leftovers import is_leftover
-from ldm.checkpoint.safetensors import Header
 from ldm.errors import MemoryNeedError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 RESERVE = 256 * 2**20  # bytes kept free for everything else
-
-
-def needed_bytes(header: Header, width: int = 4, widths: Mapping[str, int] | None = None) -> int:
-    """Memory of a file's networks at `width` bytes a value; `widths` gives another width under a prefix."""
-    other = dict(widths or {})
-    return sum(
-        math.prod(entry.shape) * next((size for prefix, size in other.items() if name.startswith(prefix)), width)
-        for name, entry in header.tensors.items()
-        if not is_leftover(name, entry)
-    )
 
 
 def free_memory() -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ldm.errors import InputError
-from ldm.models.shapes import _Numbers as Numbers
+from ldm.models.shapes import Numbers
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.checkpoint.families import FAMILY_KEY, looks_like, notes, probes, recognise, vae_prefix
+from ldm.checkpoint.families import FAMILY_KEY, least_tensors, looks_like, notes, probes, recognise, vae_prefix
 from ldm.checkpoint.leftovers import is_leftover
 from ldm.checkpoint.loading import match
 from ldm.checkpoint.safetensors import Entry, Header
@@ -111,9 +111,18 @@ def test_vae_leftovers() -> None:
 def test_declared_family() -> None:
     family = synthetic.tiny()
     text = json.dumps(family.to_dict())
-    tensors = {name: Entry("F16", shape, 0, 0) for name, shape in probes(family).items()}
+    parts = [part for part in synthetic.parts(family) if part.prefix != "first_stage_model."]  # the VAE may be elsewhere
+    tensors = {name: Entry("F16", shape, 0, 0) for part in parts for name, shape in synthetic.file_shapes(part)}
     header = Header(Path("box.safetensors"), 0, 0, tensors, {FAMILY_KEY: text}, (0, 0, 0))
     assert recognise(header) == family
+    assert least_tensors(family) <= len(tensors) < 1.4 * least_tensors(family)
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    for stands, message in {Entry("F16", (), 0, 0): rf"{first} is \(\), not", None: f"{first} is absent, not"}.items():
+        changed = {name: entry for name, entry in {**tensors, first: stands}.items() if entry is not None}
+        with pytest.raises(InputError, match=message):
+            recognise(replace(header, tensors=changed))
+    with pytest.raises(InputError, match="has 2,098 or more, and the file 8"):
+        recognise(replace(header, tensors={name: tensors[name] for name in probes(family)}))
     for bad, message in {
         "[1]": "is not a JSON object",
         "{": "is not a JSON object",

@@ -1,4 +1,4 @@
-"""What a file needs and what is free."""
+"""What is free, and whether it is enough."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ import pytest
 
 from ldm.checkpoint import memory
 from ldm.errors import MemoryNeedError
-from tests.checkpoint import builders
-
-
-def test_need_of_the_official_file() -> None:
-    header = builders.header("sd_xl_base_1.0.safetensors")
-    values = 3_468_837_945 - 77 - 1  # without position_ids and logit_scale
-    assert memory.needed_bytes(header) == 4 * values
-    vae = 83_653_863
-    assert memory.needed_bytes(header, 2, {"first_stage_model.": 4}) == 2 * values + 2 * vae
 
 
 def test_check() -> None:
