@@ -17,9 +17,11 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, overwrite: 
     """Call `write(file)` and put the result at `path`.
 
     Raises FileExistsError when `path` exists and `overwrite` is false (the check and the naming are one step, so two
-    processes cannot both succeed), and OSError from the disk; in both cases nothing is left behind.
+    processes cannot both succeed), and OSError from the disk; in both cases nothing is left behind. A link that is overwritten stays
+    a link: the file that it names is replaced.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+    target = Path(os.path.realpath(path)) if overwrite else path
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".part")  # up to 4 bytes a character
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -27,10 +29,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, overwrite: 
             file.flush()
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        _publish(temporary, path, overwrite)
+        _publish(temporary, target, overwrite)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    _sync_folder(target.parent)
     return path
 
 

@@ -193,7 +193,13 @@ class Parser(argparse.ArgumentParser):
     """argparse that says what is wrong in one line, as an InputError."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}: see {self.prog} --help")
+        flag = re.fullmatch(r"argument (?:\S+/)?(\S+): expected one argument", message)
+        dash = f', and a value that starts with a dash an equals sign: write {flag[1]}="-c"' if flag else ""
+        raise InputError(f"{message}{dash}: see {self.prog} --help")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Help and version on stdout; an OSError is not passed over, as argparse does."""
+        print(message, end="", flush=True)
 
 
 def parser(prog: str, description: str) -> Parser:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +26,7 @@ from safetensors.numpy import load_file
 
 import ldm
 from ldm.commands import main, output, progress
+from ldm.commands.memory import memory_for
 from ldm.errors import LdmError, MemoryNeedError
 from ldm.images import read_texts
 from ldm.metadata import a1111, native
@@ -234,6 +238,274 @@ def test_a_full_disk_is_said_and_leaves_nothing(fake: Fake, capsys: pytest.Captu
     assert list(Path("outputs").iterdir()) == []
 
 
+def broken_pipe() -> Any:
+    end, start = os.pipe()
+    os.close(end)
+    return open(start, "w")
+
+
+def full_disk() -> Any:
+    return open("/dev/full", "w")
+
+
+STREAMS = {"closed": lambda: None, "full": full_disk, "gone": broken_pipe}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("words", [[], ["--debug"], ["-q"]])
+def test_a_picture_does_not_need_stderr(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str, words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", STREAMS[kind]())
+    assert sample("-p", "x", *words) == 0
+    assert capsys.readouterr().out == "outputs/00001-7.png\n"
+    assert sample("-p", "x", "-W", "1", *words) == 2
+    assert main([]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_that_cannot_be_drawn_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for kind in ("full", "gone"):
+        stream = STREAMS[kind]()
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.Bar("sampling", False, 3) as bar:
+            for _ in range(3):
+                bar.step(None)
+        assert (bar.done, bar.shown) == (3, True)
+
+
+@pytest.mark.parametrize(("kind", "code", "said"), [("closed", 0, 0), ("gone", 0, 0), ("full", 1, 1)])
+def test_every_picture_is_saved_whatever_becomes_of_stdout(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str, code: int, said: int
+) -> None:
+    monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
+    assert sample("-p", "x", "-b", "3", "-q") == code
+    assert len(list(Path("outputs").iterdir())) == 3
+    err = capsys.readouterr().err
+    assert (err.count("\n"), err.count("cannot write to stdout: No space left on device")) == (said, said)
+
+
+def test_paths_do_not_depend_on_the_encoding_of_stdout(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (io.TextIOWrapper(io.BytesIO(), encoding="ascii"), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert sample("-p", "x", "-o", "cä", "-b", "2", "-q") == 0
+        written = stream.buffer.getvalue().decode() if isinstance(stream, io.TextIOWrapper) else stream.getvalue()  # type: ignore[attr-defined]
+        assert written.count("cä/0000") == 2 and len(written.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("kind", "code", "said"), [("full", 1, "ldm: input or output: No space left on device\n"), ("gone", 1, "")])
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["sample", "--help"], ["sample", "--version"]])
+def test_help_that_cannot_be_printed_is_a_failure(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], kind: str, code: int, said: str
+) -> None:
+    monkeypatch.setattr(sys, "stdout", STREAMS[kind]())
+    assert main(words) == code
+    assert capsys.readouterr().err == said
+
+
+def test_the_exit_code_outlives_a_broken_stream(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", textwrap.dedent(SCRIPT.format(seconds=0)).replace('"-q", ', ""), str(tmp_path)]
+    with open("/dev/full", "w") as full:
+        run = partial(subprocess.run, words, cwd=Path(__file__).parents[1], timeout=120)
+        assert run(stdout=full, stderr=subprocess.PIPE).returncode == 1
+        assert run(stdout=subprocess.PIPE, stderr=full).returncode == 0
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> Path:
+    """The disk refuses the next file, and takes those after it; returns the temporary folder."""
+    refusals, fsync = iter([OSError(number, os.strerror(number))]), os.fsync
+
+    def sync(descriptor: int) -> None:
+        for error in refusals:
+            raise error
+        fsync(descriptor)
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(os, "fsync", sync)
+    return tmp_path / "tmp"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "No space left on device: make room or choose another place"),
+        (errno.EDQUOT, "Disk quota exceeded: make room or choose another place"),
+        (errno.EROFS, "Read-only file system: choose a place where you may write"),
+        (errno.EIO, "Input/output error: choose another place"),
+    ],
+)
+def test_a_picture_that_is_refused_is_kept_elsewhere_and_the_others_are_saved(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int, said: str
+) -> None:
+    kept = refuse_once(monkeypatch, tmp_path, number) / "ldm-7.png"
+    assert sample("-p", "x", "-b", "3", "-q", "-o", "out") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["out/00001-8.png", "out/00002-9.png"]
+    assert err == f"ldm: cannot write out/00001-7.png: {said}; it is kept as {kept}\n"
+    assert native.read(read_texts(kept)[native.KEY]).seed == 7
+
+
+def test_latents_that_are_refused_cost_no_picture(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = refuse_once(monkeypatch, tmp_path, errno.ENOSPC) / "ldm-7.safetensors"
+    assert sample("-p", "x", "-q", "--latents", "z.safetensors") == 1
+    out, err = capsys.readouterr()
+    assert out == "outputs/00001-7.png\n" and f"kept as {kept}\n" in err
+    assert list(load_file(kept)) == ["latents"] and not Path("z.safetensors").exists()
+
+
+def test_what_is_kept_replaces_nothing(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = refuse_once(monkeypatch, tmp_path, errno.ENOSPC)
+    (folder / "ldm-7.png").write_bytes(b"old")
+    assert sample("-p", "x", "-q", "-o", "a.png", "--overwrite") == 1
+    assert (folder / "ldm-7.png").read_bytes() == b"old" and (folder / "ldm-7-1.png").is_file()
+
+
+def test_a_folder_that_cannot_be_read_is_written_all_the_same(fake: Fake, tmp_path: Path) -> None:
+    def refuse(_folder: Any) -> Any:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "listdir", refuse)
+        assert [sample("-p", "x", "-q"), sample("-p", "x", "-q")] == [0, 0]
+    assert sorted(each.name for each in (tmp_path / "outputs").iterdir()) == ["00001-7.png", "00002-7.png"]
+
+
+def test_overwrite_follows_links(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/old.png").write_bytes(b"old")
+    (tmp_path / "cat.png").symlink_to("far/old.png")
+    (tmp_path / "dog.png").symlink_to("far/new.png")
+    for name, real in (("cat.png", "far/old.png"), ("dog.png", "far/new.png")):
+        assert sample("-p", "x", "-o", name, "--overwrite", "-q") == 0
+        assert (tmp_path / name).is_symlink() and Image.open(tmp_path / real).size == (16, 8)
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["cat.png", "dog.png", "far", "new.png", "old.png"]
+
+
+LONG = "ä" * 125  # 250 bytes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-o", f"{LONG}aa.png"], "the name has 256 bytes, the limit is 255: choose a shorter one"),
+        (["-o", f"{LONG}.png", "-b", "2"], "the name has 256 bytes"),
+        (["-o", f"{LONG}aaaaaa/x"], "the name has 256 bytes"),
+        (["--latents", f"{LONG}.safetensors"], "the name has 262 bytes"),
+        (["-o", "dd.png"], "output dd.png is a folder"),
+        (["-o", "dd.png", "--overwrite"], "output dd.png is a folder"),
+        (["-o", "ee.png", "--overwrite", "-b", "2"], "ee-1.png is a folder"),
+        (["-o", "pipe.png", "--overwrite"], "pipe.png is not a regular file, which is not replaced: choose another name"),
+        (["-o", "loop.png", "--overwrite"], "loop.png is not a regular file"),
+        (["-o", "astray.png", "--overwrite"], "file is not a folder"),
+        (["--latents", "pipe.safetensors", "--overwrite"], "pipe.safetensors is not a regular file"),
+        (["-o", "l.safetensors", "--latents", "l.safetensors"], "are in each other's way"),
+        (["-o", "l.safetensors/a.png", "--latents", "l.safetensors"], "are in each other's way"),
+        (["-o", "a.png", "--latents", "a.png/l.safetensors"], "are in each other's way"),
+        (["-m", "file", "--latents", "link.safetensors", "--overwrite"], "is the file that the model is read from"),
+        (["-m", "f" * 300], "does not exist"),
+    ],
+)
+def test_places_that_cannot_be_written_are_refused_before_the_load(
+    fake: Fake, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    Path("file").touch()
+    for folder in ("dd.png", "ee-1.png"):
+        Path(folder).mkdir()
+    for pipe in ("pipe.png", "pipe.safetensors"):
+        os.mkfifo(pipe)
+    for link, target in (("loop.png", "loop.png"), ("astray.png", "file/a.png"), ("link.safetensors", "file")):
+        Path(link).symlink_to(target)
+    assert sample("-p", "x", *words) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), said in err) == ("", 1, True), err
+    assert fake.loads == []
+
+
+def test_names_up_to_the_limit_are_written(fake: Fake) -> None:
+    for name in (f"{LONG}a.png", f"{'🍎' * 62}.png"):
+        assert sample("-p", "x", "-o", name, "-q") == 0
+        assert Path(name).is_file()
+    assert sample("-p", "x", "-o", "folder", "--latents", "folder/l.safetensors", "-q") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has 139 GiB of which 3.25 GiB is free."),
+            "20.50 GiB more asked for, 3.25 GiB free",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2199023255552 bytes. Error code 12"
+            ),
+            "2199.0 GB more asked for, ",
+        ),
+        (MemoryError(), "not enough memory: "),
+    ],
+)
+def test_memory_that_runs_out_is_one_line_with_a_remedy(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    fake.generate = raising(error)  # type: ignore[method-assign]
+    assert sample("-p", "x", "-q", "-b", "3", "-W", "2048") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("ldm: making pictures, 3 of 2048x1024 in float32: not enough memory") and said in err
+    assert err.endswith(": take a smaller --width and --height, a smaller --batch, or --dtype bfloat16\n") and err.count("\n") == 1
+    monkeypatch.setitem(vars(ldm), "load", raising(error))
+    assert sample("-p", "x", "-q") == 1
+    assert capsys.readouterr().err.startswith("ldm: loading the model: not enough memory")
+
+
+def test_an_allocation_that_torch_cannot_make_is_recognised() -> None:
+    with (
+        pytest.raises(MemoryNeedError, match=r"a test: not enough memory \(4000000\.0 GB more asked for.*: buy some"),
+        memory_for("a test", "buy some"),
+    ):
+        torch.empty(10**15)
+    with pytest.raises(RuntimeError, match="another"), memory_for("a test", "buy some"):
+        raise RuntimeError("another")
+
+
+def test_a_value_that_starts_with_a_dash_is_explained(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample("-p", "-c") == 2
+    assert 'an equals sign: write --prompt="-c": see ldm sample --help' in capsys.readouterr().err
+    assert sample("--prompt=-c", "-q") == 0
+    assert fake.calls[0]["prompt"] == "-c"
+
+
+def test_a_model_whose_name_is_not_text_has_one_spelling(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"m\xff.safetensors")
+    Path(name).touch()
+    fake.source = name
+    assert sample("-p", "x", "-m", name, "-o", "a.png") == 0
+    assert "loading m�.safetensors (0 bytes)\n" in capsys.readouterr().err
+    assert native.read(read_texts(Path("a.png"))[native.KEY]).model == "m�.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["--set", "ensd=0"], None),
+        (["--set", "ensd=5"], None),
+        (["--profile", "a1111", "--set", "ensd=0"], None),
+        (["--profile", "a1111", "--set", "ensd=5"], "5"),
+        (["--set", "ancestral_rng=continued", "--set", "ensd=5"], "5"),
+    ],
+)
+def test_ensd_is_written_where_it_has_an_effect(fake: Fake, words: list[str], written: str | None) -> None:
+    assert sample("-p", "x", "-q", "-o", "a.png", *words) == 0
+    assert a1111.read(read_texts(Path("a.png"))[a1111.KEY]).settings.get("ENSD") == written
+
+
 def test_a_warning_is_a_note(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
     def load(*_words: Any, **_keywords: Any) -> Fake:
         warnings.warn("the VAE was tried again", RuntimeWarning, stacklevel=1)
@@ -243,8 +515,10 @@ def test_a_warning_is_a_note(fake: Fake, capsys: pytest.CaptureFixture[str]) -> 
         patch.setitem(vars(ldm), "load", load)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
+            assert sample("-p", "x") == 0
+            assert "\nldm: note: the VAE was tried again\n" in capsys.readouterr().err
             assert sample("-p", "x", "-q") == 0
-    assert capsys.readouterr().err == "ldm: note: the VAE was tried again\n"
+            assert capsys.readouterr().err == ""
 
 
 SCRIPT = """

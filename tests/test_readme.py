@@ -6,8 +6,11 @@ import inspect
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 import ldm
 from ldm import resources
@@ -85,21 +88,47 @@ def test_relative_links_and_named_files_exist() -> None:
         assert (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["-p", "x", "-W", "1025"],
-        ["-p", "x", "-m", "sdxl.safetensors"],
-        ["-p", "x", "--sampler", "dpmpp2m"],
-        ["-p", "a cat \udcff"],
-        [],
-        ["-p", "x", "--latents", "cat.safetensors"],
-    ],
-)
+REFUSED = [
+    ["-p", "x", "-W", "1025"],
+    ["-p", "x", "-m", "sdxl.safetensors"],
+    ["-p", "x", "--sampler", "dpmpp2m"],
+    ["-p", "a cat \udcff"],
+    [],
+    ["-p", "x", "--latents", "cat.safetensors"],
+]
+
+
+class Overflowing(torch.nn.Module):
+    """A VAE whose float16 is too narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.full((1, 3, 8, 8), float("inf") if z.dtype == torch.float16 else 0.0)
+
+
+def said_of_a_vae_that_overflows() -> str:
+    family = SimpleNamespace(vae=SimpleNamespace(scale=1.0))
+    pipeline: Any = SimpleNamespace(vae=Overflowing(), device=torch.device("cpu"), family=family)
+    with pytest.warns(RuntimeWarning) as notes:
+        ldm.Pipeline.decode(pipeline, torch.zeros(1, 4, 1, 1))
+    return f"ldm: note: {notes[0].message}"  # as the command shows a warning
+
+
 def test_the_error_texts_are_what_the_command_says(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("cat.safetensors").touch()
-    assert main(["sample", *words]) == InputError.exit_code
-    assert f"- `{capsys.readouterr().err.strip()}`" in README
+    said = [said_of_a_vae_that_overflows()]
+    for words in REFUSED:
+        assert main(["sample", *words]) == InputError.exit_code
+        said.append(capsys.readouterr().err.strip())
+    assert sorted(re.findall(r"^- `(ldm: .*?)`: ", README, re.MULTILINE)) == sorted(said)
+
+
+@pytest.mark.parametrize("name", ["README.md", "weights/README.md"])
+def test_nothing_is_left_to_be_filled_in(name: str) -> None:
+    assert re.findall(r"^.*<!-- figures.*$|^CARD$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import signal
 import sys
 import traceback
@@ -13,6 +12,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 import ldm
+from ldm.commands.streams import mute, say
 from ldm.errors import InputError, LdmError, near_matches
 
 VERBS = {"sample": "a prompt in, pictures out"}
@@ -23,8 +23,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the return value is the exit code: 0 done, 1 failed, 2 input not acceptable, 130 interrupted, 143 terminated."""
     words = list(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminate)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path need not be text
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -34,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
+        mute(sys.stdout)
         return 1
     except OSError as error:
+        _check_stdout()
         return _fail(error, f"{error.filename or 'input or output'}: {error.strerror or error}", 1, words)
     except Exception as error:
         return _fail(error, f"unexpected {type(error).__name__}: {error}: run it again with --debug and report what it shows", 1, words)
@@ -43,10 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(_usage(), file=sys.stdout if words else sys.stderr)
-        return 0 if words else InputError.exit_code
+        if not words:
+            say(_usage())
+            return InputError.exit_code
+        print(_usage(), flush=True)
+        return 0
     if words[0] == "--version":
-        print(f"ldm {ldm.__version__}")
+        print(f"ldm {ldm.__version__}", flush=True)
         return 0
     if words[0] not in VERBS:
         raise InputError(f"unknown verb {words[0]!r}: {near_matches(words[0], list(VERBS))}")
@@ -74,13 +77,18 @@ def _warn(
 
 def _fail(error: BaseException, message: str, code: int, words: list[str]) -> int:
     if "--debug" in words:
-        traceback.print_exception(error)
+        say("".join(traceback.format_exception(error)).rstrip())
     return _say(" ".join(message.splitlines()), code)
 
 
 def _say(message: str, code: int) -> int:
-    try:
-        print(f"ldm: {message}", file=sys.stderr, flush=True)
-    except OSError:  # nobody listens; the exit code still speaks
-        return code
+    say(f"ldm: {message}")
     return code
+
+
+def _check_stdout() -> None:
+    """What could not be printed is not tried again at the end, where it would change the exit code."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        mute(sys.stdout)

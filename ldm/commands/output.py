@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Callable, Iterator
-from itertools import count
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 from ldm.errors import InputError, LdmError
 
 SUFFIXES = (".png",)
+NAME_BYTES = 255  # of one name, on all common file systems
 _OTHER = (".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -22,8 +26,50 @@ def is_file(output: str) -> bool:
     return suffix in SUFFIXES
 
 
+def check_pictures(output: str, batch: int, overwrite: bool) -> None:
+    """InputError unless `batch` pictures may be written where -o says."""
+    path = Path(output)
+    if not is_file(output):
+        check_folder(path)
+        return
+    _check_length(path)
+    check_folder(path.parent)
+    if path.is_dir():
+        raise InputError(f"output {output} is a folder, and pictures take the name of a file: choose another with -o")
+    free = (each for each in _numbered(path, 0) if overwrite or not os.path.lexists(each))
+    for each in islice(free, batch):
+        _check_length(each)
+        if overwrite:
+            _check_replaced(each)
+
+
+def check_apart(output: str, latents: Path, inputs: Sequence[str | None]) -> None:
+    """InputError where the latents would take the place of the pictures, of their folder or of a file that is read."""
+    pictures, real = Path(os.path.realpath(output)), Path(os.path.realpath(latents))
+    if real in (pictures, *pictures.parents) or (is_file(output) and pictures in real.parents):
+        raise InputError(f"latents {latents} and output {output} are in each other's way: choose another name for one of them")
+    if any(each is not None and Path(os.path.realpath(each)) == real for each in inputs):
+        raise InputError(f"latents {latents} is the file that the model is read from: choose another name")
+
+
+def _check_length(path: Path) -> None:
+    for part in path.parts:
+        if len(os.fsencode(part)) > NAME_BYTES:
+            long = f"{part[:20]}...: the name has {len(os.fsencode(part))} bytes, the limit is {NAME_BYTES}"
+            raise InputError(f"{long}: choose a shorter one")
+
+
+def _check_replaced(path: Path) -> None:
+    """InputError unless --overwrite can put a file at `path`, or where it leads as a link."""
+    real = Path(os.path.realpath(path))
+    if os.path.lexists(real) and not real.is_file():
+        raise InputError(f"{path} is {'a folder' if real.is_dir() else 'not a regular file'}, which is not replaced: choose another name")
+    check_folder(real.parent)
+
+
 def check_folder(folder: Path) -> None:
     """InputError unless files can be made in `folder`, or it can be made."""
+    _check_length(folder)
     nearest = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     if not nearest.is_dir():
         raise InputError(f"output folder {folder}: {nearest} is not a folder: choose another with -o")
@@ -33,10 +79,12 @@ def check_folder(folder: Path) -> None:
 
 def check_new(path: Path, suffix: str, overwrite: bool) -> None:
     """InputError unless the one file `path` may be written."""
+    _check_length(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: the name must end in {suffix}: name it {path.name}{suffix}")
     if path.is_dir() or (os.path.lexists(path) and not overwrite):
         raise InputError(f"{path} exists: choose another name{'' if path.is_dir() else ' or add --overwrite'}")
+    _check_replaced(path)
     check_folder(path.parent)
 
 
@@ -52,12 +100,20 @@ def candidates(output: str, seed: int, place: int) -> Iterator[Path]:
     """Names for a picture, the first choice first; `place` in the batch (from 0) numbers the files of a file name."""
     path = Path(output)
     if is_file(output):
-        yield from (path.with_stem(f"{path.stem}-{number}") if number else path for number in count(place))
+        yield from _numbered(path, place)
     yield from (path / f"{number:05}-{seed}.png" for number in count(_last_number(path) + 1))
 
 
+def _numbered(path: Path, first: int) -> Iterator[Path]:
+    yield from (path.with_stem(f"{path.stem}-{number}") if number else path for number in count(first))
+
+
 def _last_number(folder: Path) -> int:
-    numbers = (re.match(r"([0-9]{5,9})-", name) for name in os.listdir(folder))
+    try:
+        names = os.listdir(folder)
+    except OSError:  # not there, or not to be read: the first free name is found by trying
+        return 0
+    numbers = (re.match(r"([0-9]{5,9})-", name) for name in names)
     return max((int(match[1]) for match in numbers if match), default=0)
 
 
@@ -73,5 +129,34 @@ def save_free(names: Iterator[Path], save: Callable[[Path], Path]) -> Path:
     raise LdmError("a file of this name has appeared meanwhile: choose another name")
 
 
+def save_or_keep(names: Iterator[Path], folder: Path, kept: str, save: Callable[..., Path], overwrite: bool) -> Path:
+    """`save(path, overwrite=...)` under the first free of `names`, all in `folder`.
+
+    LdmError where the disk refuses. The work is not lost then: it is saved in the system's temporary folder, if that can be, under
+    the name `kept` or with a number more, and the error says so.
+    """
+    try:
+        make_folder(folder)
+        return save_free(names, partial(save, overwrite=overwrite))
+    except LdmError as error:
+        place = _keep(kept, partial(save, overwrite=False))
+        raise LdmError(f"{error}" if place is None else f"{error}; it is kept as {place}") from error
+
+
+def _keep(name: str, save: Callable[[Path], Path]) -> Path | None:
+    try:
+        return save_free(_numbered(Path(tempfile.gettempdir()) / name, 0), save)
+    except (OSError, LdmError):
+        return None
+
+
 def _refused(path: Path, error: OSError) -> LdmError:
-    return LdmError(f"cannot write {path}: {error.strerror or error}: make room or choose another place")
+    return LdmError(f"cannot write {path}: {error.strerror or error}: {_remedy(error.errno)}")
+
+
+def _remedy(number: int | None) -> str:
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "make room or choose another place"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "choose a place where you may write"
+    return "choose a shorter name" if number == errno.ENAMETOOLONG else "choose another place"

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 from types import TracebackType
 from typing import Any, Self
 
-
-def say(text: str, quiet: bool) -> None:
-    """A note on stderr."""
-    if not quiet:
-        print(text, file=sys.stderr, flush=True)
+from ldm.commands.streams import mute
 
 
 def size(count: float) -> str:
@@ -31,13 +28,30 @@ def rate(steps: int, seconds: float) -> str:
     return f"{steps / seconds:.1f} it/s" if steps >= seconds else f"{seconds / steps:.1f} s/it"
 
 
+class _Terminal:
+    """stderr for tqdm: what cannot be drawn is left out, and the run goes on."""
+
+    def __init__(self) -> None:
+        self.encoding = sys.stderr.encoding
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            mute(sys.stderr)
+
+
 class Bar:
     """A bar for a terminal alone. Give its `step` to `generate` as `on_step`, or its `count` to `load` as `progress`."""
 
     def __init__(self, what: str, quiet: bool, total: int = 0, unit: str = "it") -> None:
         self.done = 0
         self.what, self.total, self.unit = what, total, unit
-        self.shown = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.shown = not quiet and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.bar: Any = None
 
     def __enter__(self) -> Self:
@@ -45,7 +59,7 @@ class Bar:
             from tqdm import tqdm
 
             columns, rows = shutil.get_terminal_size()  # 80 by 24 where the terminal does not know
-            place = {"ncols": min(columns, 100), "nrows": rows, "file": sys.stderr}
+            place = {"ncols": min(columns, 100), "nrows": rows, "file": _Terminal()}
             scaled = {"unit": self.unit, "unit_scale": self.unit == "B"}
             self.bar = tqdm(total=self.total, desc=self.what, leave=False, mininterval=0, **scaled, **place)
         return self

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ldm
 from ldm.commands import output
-from ldm.commands.progress import Bar, rate, say, size
+from ldm.commands.memory import memory_for
+from ldm.commands.progress import Bar, rate, size
+from ldm.commands.streams import say, tell
 from ldm.diffusion import profiles
-from ldm.errors import InputError, near_matches
+from ldm.errors import InputError, LdmError, near_matches
 from ldm.files import write_atomic
 from ldm.options import Job, from_args, parser, validate
 from ldm.resources import weights
@@ -28,14 +30,15 @@ def run(argv: list[str]) -> int:
     made = parser("ldm sample", "Make pictures of a prompt.")
     made.add_argument("--version", action="version", version=f"ldm {ldm.__version__}", help="show the version")
     job = from_args(made, argv)
+    if job.quiet:
+        warnings.simplefilter("ignore")  # until `main` ends
     check(job)
     pipeline = _load(job)
     _advise(job.sampler or pipeline.family.defaults.sampler, _steps(pipeline, job), job.quiet)
     start = time.perf_counter()
     with Bar("sampling", job.quiet, _steps(pipeline, job)) as bar:
         result = _generate(pipeline, job, bar)
-    _save(pipeline, result, job, _timing(bar.done, time.perf_counter() - start))
-    return 0
+    return _save(pipeline, result, job, _timing(bar.done, time.perf_counter() - start))
 
 
 def check(job: Job) -> None:
@@ -44,16 +47,17 @@ def check(job: Job) -> None:
     profile = profiles.override(profiles.load_profile(job.profile), job.overrides or {})
     for flag, path in (("model", job.model), ("vae", job.vae)):
         _check_input(flag, path)
-    output.check_folder(Path(job.output).parent if output.is_file(job.output) else Path(job.output))
+    output.check_pictures(job.output, job.batch, job.overwrite)
     if job.latents is not None:
         output.check_new(Path(job.latents), ".safetensors", job.overwrite)
+        output.check_apart(job.output, Path(job.latents), (job.model, job.vae))
     _check_names(job, profile)
 
 
 def _check_input(flag: str, path: str | None) -> None:
-    if path is None or Path(path).is_file():
+    if path is None or os.path.isfile(path):
         return
-    what = "is a folder" if Path(path).is_dir() else "is not a file" if os.path.lexists(path) else "does not exist"
+    what = "is a folder" if os.path.isdir(path) else "is not a file" if os.path.lexists(path) else "does not exist"
     raise InputError(f"{flag} file {path} {what}: give the path of a .safetensors file")
 
 
@@ -71,16 +75,20 @@ def _load(job: Job) -> Pipeline:
     from ldm.pipeline import BOX
 
     path = Path(job.model) if job.model is not None else weights() / BOX
-    say(f"loading {path.name}" + (f" ({size(path.stat().st_size)})" if path.is_file() else ""), job.quiet)
+    say(f"loading {_name(path)}" + (f" ({size(path.stat().st_size)})" if os.path.isfile(path) else ""), job.quiet)
     start = time.perf_counter()
-    with Bar("loading", job.quiet, unit="B") as bar:
+    with Bar("loading", job.quiet, unit="B") as bar, memory_for("loading the model", "close other programs, or add --dtype bfloat16"):
         pipeline = ldm.load(job.model, device=job.device, dtype=job.dtype, vae=job.vae, progress=bar.count)
     say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {_place(pipeline)}", job.quiet)
     return pipeline
 
 
 def _place(pipeline: Pipeline) -> str:
-    return f"{pipeline.device}, {str(pipeline.dtype).removeprefix('torch.')}"
+    return f"{pipeline.device}, {_dtype(pipeline)}"
+
+
+def _dtype(pipeline: Pipeline) -> str:
+    return str(pipeline.dtype).removeprefix("torch.")
 
 
 def _steps(pipeline: Pipeline, job: Job) -> int:
@@ -98,22 +106,25 @@ def _advise(sampler: str, steps: int, quiet: bool) -> None:
 
 
 def _generate(pipeline: Pipeline, job: Job, bar: Bar) -> Result:
-    return pipeline.generate(
-        job.prompt,
-        job.negative,
-        width=job.width,
-        height=job.height,
-        steps=job.steps,
-        cfg=job.cfg,
-        sampler=job.sampler,
-        schedule=job.schedule,
-        sigmas=job.sigmas,
-        seed=job.seed,
-        batch=job.batch,
-        profile=job.profile,
-        overrides=job.overrides,
-        on_step=bar.step,
-    )
+    defaults = pipeline.family.defaults
+    what = f"{job.batch} of {job.width or defaults.width}x{job.height or defaults.height} in {_dtype(pipeline)}"
+    with memory_for(f"making pictures, {what}", "take a smaller --width and --height, a smaller --batch, or --dtype bfloat16"):
+        return pipeline.generate(
+            job.prompt,
+            job.negative,
+            width=job.width,
+            height=job.height,
+            steps=job.steps,
+            cfg=job.cfg,
+            sampler=job.sampler,
+            schedule=job.schedule,
+            sigmas=job.sigmas,
+            seed=job.seed,
+            batch=job.batch,
+            profile=job.profile,
+            overrides=job.overrides,
+            on_step=bar.step,
+        )
 
 
 def _timing(steps: int, seconds: float) -> str:
@@ -121,35 +132,37 @@ def _timing(steps: int, seconds: float) -> str:
     return f"{seconds:.1f} s" + (f" ({speed})" if speed else "")
 
 
-def _save(pipeline: Pipeline, result: Result, job: Job, timing: str) -> None:
-    """Write the latents, then every picture; a path goes to stdout as soon as its file is whole."""
+def _save(pipeline: Pipeline, result: Result, job: Job, timing: str) -> int:
+    """Write the latents, then every picture, whatever becomes of the others. The exit code: 1 where one could not be written."""
     from ldm.images import save_png
 
-    if job.latents is not None:
-        _save_latents(result, Path(job.latents), job.overwrite)
-    overwrite = job.overwrite and output.is_file(job.output)
-    output.make_folder(Path(job.output).parent if output.is_file(job.output) else Path(job.output))
+    code = 0 if job.latents is None else _save_latents(result, Path(job.latents), job.overwrite)
+    folder = Path(job.output).parent if output.is_file(job.output) else Path(job.output)
     for index, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-        save = partial(save_png, picture, texts=_texts(_record(pipeline, result, index)), overwrite=overwrite)
-        path = output.save_free(output.candidates(job.output, seed, index), save)
+        save = partial(save_png, picture, texts=_texts(_record(pipeline, result, index)))
+        overwrite = job.overwrite and output.is_file(job.output)
+        try:
+            path = output.save_or_keep(output.candidates(job.output, seed, index), folder, f"ldm-{seed}.png", save, overwrite)
+        except LdmError as error:
+            say(f"ldm: {error}")
+            code = 1
+            continue
         say(f"saved {path}  seed {seed}  {timing}", job.quiet)
-        _tell(path)
+        code = max(code, tell(path))
+    return code
 
 
-def _tell(path: Path) -> None:
-    """A path on stdout; when nobody reads it any more, the files are still written."""
-    try:
-        print(path, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _save_latents(result: Result, path: Path, overwrite: bool) -> None:
+def _save_latents(result: Result, path: Path, overwrite: bool) -> int:
     from safetensors.numpy import save
 
     content = save({"latents": result.latents.float().cpu().numpy()}, {"seeds": ",".join(map(str, result.seeds))})
-    output.make_folder(path.parent)
-    output.save_free(iter([path]), lambda path: write_atomic(path, lambda file: file.write(content), overwrite=overwrite))
+    write = partial(write_atomic, write=lambda file: file.write(content))
+    try:
+        output.save_or_keep(iter([path]), path.parent, f"ldm-{result.seeds[0]}.safetensors", write, overwrite)
+    except LdmError as error:
+        say(f"ldm: {error}")
+        return 1
+    return 0
 
 
 def _record(pipeline: Pipeline, result: Result, index: int) -> Record:
@@ -166,14 +179,14 @@ def _record(pipeline: Pipeline, result: Result, index: int) -> Record:
         family=pipeline.family.name,
         vae=None if pipeline.vae_source is None else _name(pipeline.vae_source),
         device=str(pipeline.device),
-        dtype=str(pipeline.dtype).removeprefix("torch."),
+        dtype=_dtype(pipeline),
         torch=torch.__version__,
         version=ldm.__version__,
         stopped_at=result.stopped_at,
     )
 
 
-def _name(path: str) -> str:
+def _name(path: str | Path) -> str:
     """A file's own name as text, whatever bytes it is made of."""
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
@@ -183,4 +196,4 @@ def _texts(record: Record) -> dict[str, str]:
     from ldm.metadata import a1111, native
 
     profile = profiles.override(profiles.load_profile(record.job.profile), record.job.overrides or {})
-    return {a1111.KEY: a1111.write(a1111.from_record(record, profile.rng)), native.KEY: native.write(record)}
+    return {a1111.KEY: a1111.write(a1111.from_record(record, profile)), native.KEY: native.write(record)}

@@ -15,9 +15,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ldm.errors import InputError
 from ldm.metadata.native import LIMIT, Record
+
+if TYPE_CHECKING:
+    from ldm.diffusion.profiles import Profile
 
 KEY = "parameters"
 SAMPLERS = {
@@ -45,9 +49,9 @@ class Infotext:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
-def from_record(record: Record, rng: str | None = None) -> Infotext:
-    """What the dialect can say of a record; `rng` is the profile's random source."""
-    job, model = record.job, record.model.removesuffix(".safetensors")
+def from_record(record: Record, profile: Profile | None = None) -> Infotext:
+    """What the dialect can say of a record; `profile` holds the rules that were followed, overrides included."""
+    job = record.job
     settings = {
         "Steps": job.steps,
         "Sampler": SAMPLERS.get(job.sampler or "", job.sampler),
@@ -55,10 +59,10 @@ def from_record(record: Record, rng: str | None = None) -> Infotext:
         "CFG scale": job.cfg,
         "Seed": record.seed,
         "Size": f"{job.width}x{job.height}",
-        "Model": model,
+        "Model": record.model.removesuffix(".safetensors"),  # a model's name without its suffix, a VAE's with it: the dialect's custom
         "VAE": record.vae,
-        "ENSD": (job.overrides or {}).get("ensd"),
-        "RNG": RNGS.get(rng or ""),
+        "ENSD": profile.ensd or None if profile and profile.ancestral_rng == "continued" else None,  # elsewhere it has no effect
+        "RNG": RNGS.get(profile.rng) if profile else None,
         "Stopped at": record.stopped_at,
         "Version": f"ldm {record.version}",
     }
@@ -77,9 +81,11 @@ def _quote(value: str) -> str:
 
 
 def read(text: str) -> Infotext:
-    """The parts of a text by the dialect's own rules; a text without settings is all prompt. InputError when it is too long."""
+    """The parts of a text by the dialect's own rules; a text without settings is all prompt. InputError when it is too long, or JSON."""
     if len(text) > LIMIT:
         raise InputError(f"parameters text: {len(text)} characters are too many: the limit is {LIMIT}")
+    if _is_json(text):
+        raise InputError("parameters text: it is a JSON object, as SwarmUI writes, not A1111's lines: give a picture of another program")
     lines = [line.strip() for line in text.strip().split("\n")]
     settings = _pairs(lines[-1])
     if len(settings) < 3:  # the dialect's own threshold: fewer pairs are a sentence of the prompt
@@ -89,6 +95,13 @@ def read(text: str) -> Infotext:
     start = next((at for at, line in enumerate(lines) if line.startswith(_NEGATIVE)), len(lines))
     negative = "\n".join(lines[start:]).removeprefix(_NEGATIVE)
     return Infotext("\n".join(lines[:start]).strip(), negative.strip(), settings)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _pairs(line: str) -> dict[str, str]:

@@ -1,0 +1,56 @@
+"""The two ways out of a command: lines on stderr, paths on stdout. A stream that is closed, full or not read never costs a picture."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TextIO
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """A line on stderr, if there is one that takes it."""
+    if quiet or sys.stderr is None:  # print(file=None) would write to stdout
+        return
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError, RuntimeError):  # the last: a signal has come amid another line
+        mute(sys.stderr)
+
+
+def tell(path: str | os.PathLike[str]) -> int:
+    """A path on stdout, in the bytes that the system has for it. The exit code: 1, and a word on stderr, where it cannot be written.
+
+    A reader that has gone is no failure.
+    """
+    try:
+        _write(os.fsencode(path) + b"\n")
+    except BrokenPipeError:
+        mute(sys.stdout)
+    except OSError as error:
+        mute(sys.stdout)
+        say(f"ldm: cannot write to stdout: {error.strerror or error}: the files are written, but their paths are not all printed")
+        return 1
+    return 0
+
+
+def _write(line: bytes) -> None:
+    if sys.stdout is None:
+        return
+    sys.stdout.flush()
+    out = getattr(sys.stdout, "buffer", None)
+    if out is None:  # a stream of text alone
+        sys.stdout.write(os.fsdecode(line))
+        return
+    out.write(line)
+    out.flush()
+
+
+def mute(stream: TextIO | None) -> None:
+    """Send a broken stream nowhere: what its buffer still holds would fail again at the end of the program."""
+    if stream is not None:
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            target = stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, target)
+            os.close(nowhere)
