@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from hatchling.builders.wheel import WheelBuilder
 
-    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")), versions=["standard"]))
+    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")), versions=["standard"])))
+
+
+@pytest.fixture(scope="module")
+def names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as file:
         return set(file.namelist())
 
@@ -30,3 +38,32 @@ def test_every_file_of_the_folder_is_in_it(names: set[str], folder: str) -> None
 def test_nothing_else_is_in_it(names: set[str]) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ldm"}
     assert "ldm/py.typed" in names
+
+
+def test_it_makes_the_same_picture_in_another_folder(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(tmp_path / "site")
+    pixels = []
+    for home in (ROOT, tmp_path / "site"):
+        out = tmp_path / f"{len(pixels)}.png"
+        program = "import sys, ldm.commands; print(ldm.__file__); sys.exit(ldm.commands.main(sys.argv[1:]))"
+        words = [
+            sys.executable,
+            "-P",
+            "-c",
+            program,
+            "sample",
+            "-p",
+            "a red apple on a blue background",
+            "-s",
+            "3",
+            "--steps",
+            "4",
+            "-o",
+            str(out),
+        ]
+        done = subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(home)}, check=True, capture_output=True, text=True)
+        assert done.stdout.splitlines() == [str(home / "ldm" / "__init__.py"), str(out)]
+        with Image.open(out) as picture:
+            pixels.append(picture.tobytes())
+    assert pixels[0] == pixels[1]
