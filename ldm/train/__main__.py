@@ -54,10 +54,15 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _stop_flag() -> Callable[[], bool]:
-    """True once SIGINT or SIGTERM has come: the step in hand is finished and the state saved."""
+    """True once SIGINT or SIGTERM has come: the step in hand is finished and the state saved. A second signal ends the run at once."""
     seen: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        seen.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda signum, _frame: seen.append(signum))
+        signal.signal(number, note)
     return lambda: bool(seen)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm.errors import InputError
 from ldm.files import write_atomic
-from ldm.train.data import to_tensor
+from ldm.train.data import CAPTIONS, COLOURS, JITTER, MARGIN, Thing, to_tensor
 
 if TYPE_CHECKING:
     from ldm.models.clip import CLIPText
@@ -59,18 +59,28 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def things_digest(things: Sequence[Thing]) -> str:
+    """sha256 of what the pictures are composed of: the things' pixels and names, and the fixed lists of captions and colours."""
+    digest = hashlib.sha256(repr((CAPTIONS, COLOURS, JITTER, MARGIN)).encode())
+    for thing in things:
+        digest.update(repr((thing.names, thing.plural, thing.tile.size)).encode() + thing.tile.tobytes())
+    return digest.hexdigest()
+
+
 def pictures(path: Path, composer: Composer, vae: VAE, precision: str, say: Callable[[str], None]) -> Pictures:
     """The first samples of the composer, as many as its data says, encoded; read from `path` when it holds just these."""
-    source = f"{fingerprint(vae.state_dict())} {composer.data} {composer.seed} {len(composer.things)} {precision}"
+    source = f"{fingerprint(vae.state_dict())} {composer.data} {composer.seed} {things_digest(composer.things)} {precision}"
     tensors, captions = _kept(path, source, lambda: _encode_pictures(composer, vae, precision, say))
     return Pictures(tensors["z"].float(), tensors["numbers"], tensors["caption"], captions)
 
 
-def load_pictures(out: Path) -> Pictures:
-    """The latents that a run's later stages were trained on. Raises InputError when there are none yet."""
+def load_pictures(out: Path, vae: Mapping[str, Tensor]) -> Pictures:
+    """The latents that a run's later stages were trained on. Raises InputError when there are none yet, or when another VAE made them."""
     if not (out / PICTURES).exists():
         raise InputError(f"{out / PICTURES}: no encoded pictures: train the stage 'towers' first")
-    _, tensors, captions = _read(out / PICTURES)
+    source, tensors, captions = _read(out / PICTURES)
+    if not source.startswith(fingerprint(vae)):
+        raise InputError(f"{out / PICTURES}: encoded by another VAE than the newest of {out / 'vae'}: train 'towers' and 'unet' again")
     return Pictures(tensors["z"].float(), tensors["numbers"], tensors["caption"], captions)
 
 

@@ -31,9 +31,10 @@ def export(recipe: Recipe, out: Path, path: Path) -> str:
     Raises InputError when a stage has not been trained.
     """
     family = load_family(recipe.family)
-    scale = load_pictures(out).scale
+    vae = load_mean(out / "vae")
+    scale = load_pictures(out, vae).scale
     family = dataclasses.replace(family, vae=dataclasses.replace(family.vae, scale=scale))
-    tensors = official(family, load_mean(out / "vae"), load_mean(out / "towers"), load_mean(out / "unet"))
+    tensors = official(family, vae, load_mean(out / "towers"), load_mean(out / "unet"))
     items = ordered(tensor_items(tensors, torch.float16))
     save(path, items, metadata(family, _digest(items)), overwrite=True)
     count = sum(value.numel() for value in tensors.values())

@@ -22,15 +22,18 @@ KEPT = 2  # states a stage
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> Path:
-    """Write state `step` and remove all but the newest ones. A process killed anywhere in here leaves the state before it whole."""
+    """Write state `step` and remove the oldest ones. A process killed anywhere in here leaves the state before it whole.
+
+    States of later steps, which a run that starts over after damage meets, are left alone and do not count.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: value.detach().contiguous() for name, value in tensors.items()})
     path = folder / f"state-{step:08}.safetensors"
     record = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
     write_atomic(path, lambda file: file.write(data), overwrite=True)
     write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()), overwrite=True)
-    kept = {record.stem for record in sorted(folder.glob("state-*.json"))[-KEPT:]}
-    for old in (file for file in folder.glob("state-*") if file.stem not in kept):
+    kept = sorted(record.stem for record in folder.glob("state-*.json") if record.stem <= path.stem)[-KEPT:]
+    for old in (file for file in folder.glob("state-*") if file.stem not in kept and file.stem < path.stem):
         old.unlink()
     return path
 
@@ -43,9 +46,9 @@ def load_state(folder: Path, say: Callable[[str], None]) -> tuple[int, dict[str,
             data = record.with_suffix(".safetensors").read_bytes()
             if hashlib.sha256(data).hexdigest() == note["sha256"]:
                 return int(note["step"]), load(data)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             pass
-        say(f"{record.stem} is damaged: using the one before it")
+        say(f"{record.stem} is damaged: passed over")
     return None
 
 

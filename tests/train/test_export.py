@@ -28,7 +28,7 @@ def test_a_trained_run_is_exported_in_the_official_layout(trained: Path, family:
     in_proj = tensors["conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"]
     assert in_proj.shape == (24, 8)
     stored = Family.from_dict(json.loads(note["ldm.family"]))
-    assert stored.vae.scale == load_pictures(trained).scale
+    assert stored.vae.scale == load_pictures(trained, load_mean(trained / "vae")).scale
     assert stored.unet == family.unet
 
 

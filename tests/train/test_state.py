@@ -64,10 +64,27 @@ def test_a_damaged_state_is_named_and_passed_over(tmp_path: Path, suffix: str, c
     found = load_state(tmp_path, said.append)
     assert found is not None
     assert found[0] == 1
-    assert said == ["state-00000002 is damaged: using the one before it"]
+    assert said == ["state-00000002 is damaged: passed over"]
 
 
 def test_an_untrained_stage_is_named(tmp_path: Path) -> None:
     assert load_state(tmp_path / "vae", pytest.fail) is None
     with pytest.raises(InputError, match="'vae'"):
         load_mean(tmp_path / "vae")
+
+
+def test_a_run_that_starts_over_keeps_its_states(tmp_path: Path) -> None:
+    """Later states that are damaged do not push out the new ones."""
+    for step in (4000, 5000):
+        save(tmp_path, step).write_bytes(b"cut")
+    assert load_state(tmp_path, lambda _: None) is None
+    for step in (100, 200, 300):
+        save(tmp_path, step)
+        assert step_of(tmp_path) == step
+    assert len(list(tmp_path.glob("state-00000*.json"))) == 2
+
+
+def test_a_record_that_is_no_object_is_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2).with_suffix(".json").write_text("null")
+    assert step_of(tmp_path) == 1
