@@ -159,9 +159,7 @@ def encode(path: Path, texts: list[str], size: tuple[int, int]) -> tuple[Tensor,
 
 def denoiser(network: torch.nn.Module, context: Tensor, pooled: Tensor, time_ids: Tensor, cfg: float) -> Callable[..., Tensor]:
     """x0 of x and sigma with guidance, rows [cond, uncond], timesteps interpolated in log sigma: k-diffusion's rules."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alphas = (1 - betas).cumprod(0).float()
-    logs = ((1 - alphas) / alphas).sqrt().log().double().numpy()
+    logs = sigma_table().log().double().numpy()
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         t = float(np.interp(float(sigma[0].double().log()), logs, np.arange(1000)))
@@ -172,9 +170,13 @@ def denoiser(network: torch.nn.Module, context: Tensor, pooled: Tensor, time_ids
     return denoise
 
 
-def sigma_range() -> tuple[float, float]:
-    """The ends of the table in float32, as A1111 has them."""
+def sigma_table() -> Tensor:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alphas = (1 - betas).cumprod(0).float()
-    sigmas = ((1 - alphas) / alphas).sqrt()
+    return ((1 - alphas) / alphas).sqrt()
+
+
+def sigma_range() -> tuple[float, float]:
+    """The ends of the table in float32, as A1111 has them."""
+    sigmas = sigma_table()
     return float(sigmas[0]), float(sigmas[-1])

@@ -38,11 +38,12 @@ class CLIPText(nn.Module):
         return TextOutput(penultimate, last, self._pool(ids, last))
 
     def _pool(self, ids: Tensor, last: Tensor) -> Tensor | None:
-        if self.text_projection is None:
-            return None
-        end = (ids == self.shape.vocab - 1).int().argmax(-1)  # the first end token; padding may repeat it
-        rows = last[torch.arange(ids.shape[0], device=ids.device), end]  # (B, W)
-        return self.text_model.final_layer_norm(rows) @ self.text_projection
+        return None if self.text_projection is None else self.summary(ids, last) @ self.text_projection
+
+    def summary(self, ids: Tensor, last: Tensor) -> Tensor:
+        """The last layer (B, 77, W) at the first end token, which padding may repeat, normed: (B, W)."""
+        end = (ids == self.shape.vocab - 1).int().argmax(-1)
+        return self.text_model.final_layer_norm(last[torch.arange(ids.shape[0], device=ids.device), end])
 
 
 class TextModel(nn.Module):

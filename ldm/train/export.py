@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ldm.checkpoint.families import FAMILY_KEY, UNET, VAE
 from ldm.checkpoint.rename import to_open_clip
 from ldm.checkpoint.writer import Item, ordered, save, tensor_items
 from ldm.models.shapes import Family, TowerShape, load_family
@@ -21,7 +22,6 @@ from ldm.train.state import load_mean, part
 if TYPE_CHECKING:
     from ldm.train.recipe import Recipe
 
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
 ARCHITECTURE = "ldm-emoji-v1"
 
 
@@ -68,7 +68,7 @@ def metadata(family: Family, digest: str) -> dict[str, str]:
     defaults = family.defaults
     return {
         "format": "pt",
-        "ldm.family": json.dumps(family.to_dict(), separators=(",", ":")),
+        FAMILY_KEY: json.dumps(family.to_dict(), separators=(",", ":")),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": ARCHITECTURE,
         "modelspec.implementation": "ldm",

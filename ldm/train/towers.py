@@ -64,11 +64,7 @@ def initialise(embeddings: Embeddings) -> None:
 def pooled(tower: CLIPText, ids: Tensor) -> Tensor:
     """The tower's own pooled vector, or for a tower without one its normed last layer at the first end token."""
     output: TextOutput = tower(ids)
-    if output.pooled is not None:
-        return output.pooled
-    end = (ids == tower.shape.vocab - 1).int().argmax(-1)
-    rows: Tensor = tower.text_model.final_layer_norm(output.last[torch.arange(len(ids)), end])
-    return rows
+    return tower.summary(ids, output.last) if output.pooled is None else output.pooled
 
 
 class TowersTask:
