@@ -70,6 +70,16 @@ def _assignment(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
+_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]i?B|B|)", text.strip())
+    if match is None:
+        raise ValueError("a size such as 33554432 or 32MiB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -122,6 +132,10 @@ class Job:
     latents: str | None = _knob(None, "--latents", "save the latents too (.safetensors)", value="FILE", saved=False)
     overwrite: bool = _knob(False, "--overwrite", "replace named files that exist", None, saved=False)
     quiet: bool = _knob(False, "-q --quiet", "no progress and no notes", None, saved=False)
+    max_header: int = _knob(
+        16 * 2**20, "--max-header", "largest header of a model file to accept, in bytes or as 64MiB", _bytes, value="SIZE", saved=False
+    )
+    verify: bool = _knob(False, "--verify", "check the model files against their known sha256 before they are loaded", None, saved=False)
     debug: bool = _knob(False, "--debug", "show the traceback of an error", None, saved=False)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ldm.checkpoint.families import notes, recognise, vae_prefix
 from ldm.checkpoint.loading import Part, family_parts, fill, match, tensor_bytes
-from ldm.checkpoint.safetensors import Header, read_header
+from ldm.checkpoint.safetensors import MAX_HEADER, Header, read_header
 from ldm.devices import device_named, dtype_named, dtype_of, name_of, wider
 from ldm.diffusion import noise, profiles, samplers, schedules
 from ldm.diffusion.denoiser import Denoiser
@@ -168,7 +168,10 @@ class Pipeline:
         levels = list(job.sigmas or ())
         shape = (self.family.vae.z_channels, int(job.height or 0) // self.family.downscale, int(job.width or 0) // self.family.downscale)
         random = noise.make_noise(rules, seeds, shape, levels, samplers.get(str(job.sampler), rules), device=self.device)
-        return noise.start(random, levels, schedules.SigmaTable(rules.alphas), rules), random
+        return noise.start(random, levels, self._table(rules), rules), random
+
+    def _table(self, rules: profiles.Profile) -> schedules.SigmaTable:
+        return schedules.SigmaTable(rules.alphas, zero_terminal=self.family.zero_terminal)
 
     @torch.no_grad()
     def sample(
@@ -194,7 +197,7 @@ class Pipeline:
         x = x.to(self.device)
         rows, count = conditioning.rows(cond, None if cfg == 1 else uncond, cfg, x.shape[0], rules.cfg_order)
         predict = Prediction(self.unet, rows.context, rows.vector, count=count)
-        denoise = Denoiser(predict, schedules.SigmaTable(rules.alphas), prediction=self.family.prediction, timestep=rules.timestep)
+        denoise = Denoiser(predict, self._table(rules), prediction=self.family.prediction, timestep=rules.timestep)
         predict.prepare([denoise.time(sigma) for sigma in samplers.evaluated(solver, sigmas)])
         guided = Guidance(denoise, scale=cfg, order=rules.cfg_order)
         guard = Guard(sigmas)
@@ -259,12 +262,15 @@ def load(
     vae: str | Path | None = None,
     vae_dtype: str = "auto",
     progress: Progress | None = None,
+    max_header: int = MAX_HEADER,
+    verify: bool = False,
 ) -> Pipeline:
     """The model of a safetensors file in an official layout; no path: the model in the box.
 
     `device` is "auto", "cpu", "cuda" or "cuda:N"; `dtype` "auto" (float32 on the CPU, bfloat16 on CUDA), "float32", "bfloat16" or
     "float16"; `vae` another file to take the VAE from; `vae_dtype` "auto" is float32 where the family asks for it, otherwise `dtype`;
-    `progress(n, total)`: n more bytes of a file's `total` are read.
+    `progress(n, total)`: n more bytes of a file's `total` are read; `max_header` the largest header to accept, in bytes; `verify` holds
+    the files against their known sha256 first.
     Raises InputError for a file that is not what it should be, MemoryNeedError before anything is allocated.
     """
     file = Path(path) if path is not None else weights() / BOX

@@ -24,7 +24,7 @@ def resolve(job: Job, family: Family) -> tuple[Job, Profile]:
     job = replace(job, **{name: value for name, value in defaults.items() if getattr(job, name) is None})
     samplers.get(str(job.sampler), rules)
     if job.sigmas is None:
-        table = schedules.SigmaTable(rules.alphas)
+        table = schedules.SigmaTable(rules.alphas, zero_terminal=family.zero_terminal)
         levels = schedules.sigmas(str(job.schedule), int(job.steps or 0), table, rules, str(job.sampler))
         job = replace(job, sigmas=tuple(levels))
     return job, rules

@@ -207,9 +207,9 @@ def raising(error: BaseException) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (MemoryNeedError("needed 14 GB, free 3 GB: close something"), 1, "ldm: needed 14 GB, free 3 GB: close something\n"),
-        (LdmError("two\nlines"), 1, "ldm: two lines\n"),
-        (RuntimeError("x"), 1, "ldm: unexpected RuntimeError: x: run it again with --debug and report what it shows\n"),
+        (MemoryNeedError("needed 14 GB, free 3 GB: close something"), 1, "ldm: error E4001: needed 14 GB, free 3 GB: close something\n"),
+        (LdmError("two\nlines"), 1, "ldm: error E1000: two lines\n"),
+        (RuntimeError("x"), 1, "ldm: error E1000: unexpected RuntimeError: x: run it again with --debug and report what it shows\n"),
         (KeyboardInterrupt(), 130, "ldm: interrupted\n"),
     ],
 )
@@ -224,7 +224,7 @@ def test_debug_shows_the_traceback(fake: Fake, capsys: pytest.CaptureFixture[str
     fake.generate = raising(LdmError("broken"))  # type: ignore[method-assign]
     assert sample("-p", "x", "--debug") == 1
     err = capsys.readouterr().err
-    assert "Traceback" in err and err.endswith("ldm: broken\n")
+    assert "Traceback" in err and err.endswith("ldm: error E1000: broken\n")
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(fake: Fake, capsys: pytest.Captu
 
     monkeypatch.setattr(os, "fsync", full)
     assert sample("-p", "x", "-q") == 1
-    said = "ldm: cannot write outputs/00001-7.png: No space left on device: make room or choose another place\n"
+    said = "ldm: error E5001: cannot write outputs/00001-7.png: No space left on device: make room or choose another place\n"
     assert capsys.readouterr() == ("", said)
     assert list(Path("outputs").iterdir()) == []
 
@@ -295,7 +295,9 @@ def test_paths_do_not_depend_on_the_encoding_of_stdout(fake: Fake, monkeypatch: 
         assert written.count("cä/0000") == 2 and len(written.splitlines()) == 2
 
 
-@pytest.mark.parametrize(("kind", "code", "said"), [("full", 1, "ldm: input or output: No space left on device\n"), ("gone", 1, "")])
+@pytest.mark.parametrize(
+    ("kind", "code", "said"), [("full", 1, "ldm: error E1000: input or output: No space left on device\n"), ("gone", 1, "")]
+)
 @pytest.mark.parametrize("words", [["--version"], ["--help"], ["sample", "--help"], ["sample", "--version"]])
 def test_help_that_cannot_be_printed_is_a_failure(
     fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], kind: str, code: int, said: str
@@ -345,7 +347,7 @@ def test_a_picture_that_is_refused_is_kept_elsewhere_and_the_others_are_saved(
     assert sample("-p", "x", "-b", "3", "-q", "-o", "out") == 1
     out, err = capsys.readouterr()
     assert out.splitlines() == ["out/00001-8.png", "out/00002-9.png"]
-    assert err == f"ldm: cannot write out/00001-7.png: {said}; it is kept as {kept}\n"
+    assert err == f"ldm: error E5001: cannot write out/00001-7.png: {said}; it is kept as {kept}\n"
     assert native.read(read_texts(kept)[native.KEY]).seed == 7
 
 
@@ -458,11 +460,11 @@ def test_memory_that_runs_out_is_one_line_with_a_remedy(
     fake.generate = raising(error)  # type: ignore[method-assign]
     assert sample("-p", "x", "-q", "-b", "3", "-W", "2048") == 1
     err = capsys.readouterr().err
-    assert err.startswith("ldm: making pictures, 3 of 2048x1024 in float32: not enough memory") and said in err
+    assert err.startswith("ldm: error E4001: making pictures, 3 of 2048x1024 in float32: not enough memory") and said in err
     assert err.endswith(": take a smaller --width and --height, a smaller --batch, or --dtype bfloat16\n") and err.count("\n") == 1
     monkeypatch.setitem(vars(ldm), "load", raising(error))
     assert sample("-p", "x", "-q") == 1
-    assert capsys.readouterr().err.startswith("ldm: loading the model: not enough memory")
+    assert capsys.readouterr().err.startswith("ldm: error E4001: loading the model: not enough memory")
 
 
 def test_an_allocation_that_torch_cannot_make_is_recognised() -> None:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 import ldm
-from ldm.commands.streams import mute, say
+from ldm.commands.streams import complain, mute, say
 from ldm.errors import InputError, LdmError, near_matches
 
 VERBS = {"sample": "a prompt in, pictures out"}
@@ -78,7 +78,8 @@ def _warn(
 def _fail(error: BaseException, message: str, code: int, words: list[str]) -> int:
     if "--debug" in words:
         say("".join(traceback.format_exception(error)).rstrip())
-    return _say(" ".join(message.splitlines()), code)
+    complain(error, message)
+    return code
 
 
 def _say(message: str, code: int) -> int:

@@ -140,7 +140,7 @@ def save_or_keep(names: Iterator[Path], folder: Path, kept: str, save: Callable[
         return save_free(names, partial(save, overwrite=overwrite))
     except LdmError as error:
         place = _keep(kept, partial(save, overwrite=False))
-        raise LdmError(f"{error}" if place is None else f"{error}; it is kept as {place}") from error
+        raise LdmError(f"{error}" if place is None else f"{error}; it is kept as {place}", error.code) from error
 
 
 def _keep(name: str, save: Callable[[Path], Path]) -> Path | None:
@@ -151,7 +151,7 @@ def _keep(name: str, save: Callable[[Path], Path]) -> Path | None:
 
 
 def _refused(path: Path, error: OSError) -> LdmError:
-    return LdmError(f"cannot write {path}: {error.strerror or error}: {_remedy(error.errno)}")
+    return LdmError(f"cannot write {path}: {error.strerror or error}: {_remedy(error.errno)}", "E5001")
 
 
 def _remedy(number: int | None) -> str:

@@ -13,7 +13,7 @@ import ldm
 from ldm.commands import output
 from ldm.commands.memory import memory_for
 from ldm.commands.progress import Bar, rate, size
-from ldm.commands.streams import say, tell
+from ldm.commands.streams import complain, say, tell
 from ldm.diffusion import profiles
 from ldm.errors import InputError, LdmError, near_matches
 from ldm.files import write_atomic
@@ -144,7 +144,7 @@ def _save(pipeline: Pipeline, result: Result, job: Job, timing: str) -> int:
         try:
             path = output.save_or_keep(output.candidates(job.output, seed, index), folder, f"ldm-{seed}.png", save, overwrite)
         except LdmError as error:
-            say(f"ldm: {error}")
+            complain(error)
             code = 1
             continue
         say(f"saved {path}  seed {seed}  {timing}", job.quiet)
@@ -160,7 +160,7 @@ def _save_latents(result: Result, path: Path, overwrite: bool) -> int:
     try:
         output.save_or_keep(iter([path]), path.parent, f"ldm-{result.seeds[0]}.safetensors", write, overwrite)
     except LdmError as error:
-        say(f"ldm: {error}")
+        complain(error)
         return 1
     return 0
 

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TextIO
 
+from ldm.errors import CODES, LdmError
+
 
 def say(text: str, quiet: bool = False) -> None:
     """A line on stderr, if there is one that takes it."""
@@ -16,6 +18,13 @@ def say(text: str, quiet: bool = False) -> None:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError, RuntimeError):  # the last: a signal has come amid another line
         mute(sys.stderr)
+
+
+def complain(error: BaseException, message: str | None = None) -> None:
+    """The one line of an error: `ldm: error E####: what, where: what to do`."""
+    code = getattr(error, "code", None)
+    known = code if isinstance(code, str) and code in CODES else LdmError.code
+    say(f"ldm: error {known}: {' '.join((str(error) if message is None else message).splitlines())}")
 
 
 def tell(path: str | os.PathLike[str]) -> int:

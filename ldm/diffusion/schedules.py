@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 STEPS = 1000  # of the training process; t runs from 0 to STEPS - 1
 MAX_STEPS = 1000  # of a sampling run
+LAST_ALPHA = 4.8973451890853435e-08  # of a schedule with zero terminal SNR: sigma 4518
 _BETAS = (0.00085, 0.012)  # scaled linear: evenly spaced in sqrt(beta)
 
 
@@ -30,12 +31,15 @@ class SigmaTable:
 
     `sigmas` and `log_sigmas`: (1000,) float32, ascending. `low`, `high`: the ends as floats.
     `alphas` names the precision of the cumulated alphas, in which engines differ: "float64", "float32" or "float16".
+    `zero_terminal` rescales them so that the last step is noise alone but for LAST_ALPHA, as ComfyUI does it.
     """
 
-    def __init__(self, alphas: str = "float64") -> None:
+    def __init__(self, alphas: str = "float64", *, zero_terminal: bool = False) -> None:
         start, end = (math.sqrt(beta) for beta in _BETAS)
         betas = torch.linspace(start, end, STEPS, dtype=torch.float64) ** 2
         alphas_bar = (1 - betas).cumprod(0).to({"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}[alphas])
+        if zero_terminal:
+            alphas_bar = _rescaled(alphas_bar)
         sigmas = ((1 - alphas_bar) / alphas_bar) ** 0.5
         self.sigmas = sigmas.float()
         self.log_sigmas = sigmas.log().float()
@@ -68,6 +72,15 @@ class SigmaTable:
         low, high = self.log_sigmas[index], self.log_sigmas[index + 1]
         w = ((low - log_sigma) / (low - high)).clamp(0, 1)
         return float((1 - w) * index + w * (index + 1))
+
+
+def _rescaled(alphas_bar: Tensor) -> Tensor:
+    """Lin et al. 2023, algorithm 1, on cumulated alphas (1000,); the last is not 0, as no sigma would be finite."""
+    roots = alphas_bar.sqrt()
+    roots = (roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])
+    squares = roots**2
+    squares[-1] = LAST_ALPHA
+    return squares
 
 
 def _interpolate(values: Tensor, t: Tensor) -> Tensor:

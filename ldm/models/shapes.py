@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
 
 from ldm.errors import InputError
@@ -33,7 +33,7 @@ class Numbers:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        wrong = sorted(set(values) ^ set(known))
+        wrong = sorted(set(values) - set(known) | set(known) - set(values) - set(cls._defaults()))
         if wrong:
             what = "unknown" if wrong[0] in values else "missing"
             raise InputError(f"{cls.__name__}: {what} key {reprlib.repr(wrong[0])}: the keys are {', '.join(known)}")
@@ -41,7 +41,14 @@ class Numbers:
         return cls(**{key: _convert(f"{cls.__name__}.{key}", hints[key], value) for key, value in values.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload]
+        """Plain data for `from_dict`; what has a default and stands at it is left out."""
+        defaults = self._defaults()
+        made: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        return {key: value for key, value in made.items() if key not in defaults or value != defaults[key]}
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        return {field.name: field.default for field in fields(cls) if field.default is not MISSING}  # type: ignore[arg-type]
 
     def _require(self, good: bool, key: str, rule: str) -> None:
         if not good:
@@ -208,6 +215,7 @@ class Family(Numbers):
     vae: VAEShape
     towers: tuple[TowerShape, ...]
     defaults: Defaults
+    zero_terminal: bool = False  # the noise schedule rescaled to end in pure noise (Lin et al. 2023): v-prediction alone
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -221,6 +229,7 @@ class Family(Numbers):
         self._require(1 <= len(self.towers) <= MOST_PARTS, "towers", f"expected 1 to {MOST_PARTS} of them")
         self._ranges(2 if self.numbers else 0, WIDEST, "size_embedding")
         self._require(self.size_embedding % 2 == 0, "size_embedding", "expected an even number: half are sines, half cosines")
+        self._require(not self.zero_terminal or self.prediction == "v", "zero_terminal", "it needs v-prediction")
         self._check_vector()
         context, channels = sum(tower.width for tower in self.towers), self.vae.z_channels
         if self.unet.context_dim != context:

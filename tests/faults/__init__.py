@@ -1,0 +1,1 @@
+"""The rows of docs/reliability.md at reduced counts."""
