@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
 from ldm.errors import InputError, near_matches
+
+if TYPE_CHECKING:
+    from ldm.models.shapes import Family
+
+
+class Place(NamedTuple):
+    """Where a model is put, and in which dtypes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+
+
+def place_for(family: Family, device: str | torch.device = "auto", dtype: str = "auto", vae_dtype: str = "auto") -> Place:
+    """What the names mean for a family: "auto" is float32 on the CPU, bfloat16 on CUDA, and for the VAE what the family asks for."""
+    found = device_named(device)
+    kind = dtype_named(dtype, torch.bfloat16 if found.type == "cuda" else torch.float32)
+    return Place(found, kind, dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind))
 
 
 def device_named(name: str | torch.device) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 CODES = {
     "E1000": "failed for another reason",
     "E2000": "a flag, a value or a name that is not acceptable",
@@ -21,6 +23,7 @@ CODES = {
     "E6001": "latents that are not finite",
     "E6002": "a picture that is not finite",
     "E8001": "a device that is not there",
+    "E9001": "a download that failed",
 }
 
 
@@ -66,3 +69,12 @@ def near_matches(name: str, known: list[str]) -> str:
 
     near = get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(sorted(known))}"
+
+
+def shown(value: Any) -> str:
+    """`value` as a message shows it, whatever it is: on one line, 80 characters at most."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole number beyond 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any
-
-from ldm.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -40,15 +36,4 @@ LIMITS = {
     "prompt": Limit(0, 100_000, note=" characters"),
     "negative": Limit(0, 100_000, note=" characters"),
 }
-
-
-def check_text(name: str, text: Any) -> None:
-    """InputError unless `text` is text that can be tokenised and written into a file: `name` says which one it is."""
-    if not isinstance(text, str):
-        raise InputError(f"{name} is {type(text).__name__}: give text")
-    if len(text) > LIMITS[name].high:
-        raise InputError(f"{name} has {len(text)} characters: the limit is {LIMITS[name]}: shorten it")
-    bad = re.search("[\0\ud800-\udfff]", text)
-    if bad:
-        what = "the character NUL" if bad[0] == "\0" else "a byte that is not UTF-8"
-        raise InputError(f"{name} holds {what} at character {bad.start() + 1}: give text in UTF-8")
+HIGHEST_SIGMA = 1e6  # a user's noise levels stay below; the highest of any schedule is 4519

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,8 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, NoReturn
 
-from ldm.errors import InputError
-from ldm.limits import LIMITS, check_text
+from ldm.errors import InputError, shown
+from ldm.limits import HIGHEST_SIGMA, LIMITS
 
 
 @dataclass(frozen=True)
@@ -165,20 +166,35 @@ def validate(job: Job) -> Job:
     return job
 
 
+def check_text(name: str, text: Any) -> None:
+    """InputError unless `text` is text that can be tokenised and written into a file: `name` says which one it is."""
+    if not isinstance(text, str):
+        raise InputError(f"{name} is {type(text).__name__}: give text")
+    if len(text) > LIMITS[name].high:
+        raise InputError(f"{name} has {len(text)} characters: the limit is {LIMITS[name]}: shorten it")
+    bad = re.search("[\0\ud800-\udfff]", text)
+    if bad:
+        what = "the character NUL" if bad[0] == "\0" else "a byte that is not UTF-8"
+        raise InputError(f"{name} holds {what} at character {bad.start() + 1}: give text in UTF-8")
+
+
 def _plain_number(value: Any) -> Any:
     """numpy's and torch's whole and real numbers as Python's."""
     if type(value) is bool:
         return value
     if isinstance(value, numbers.Integral):
         return int(value)
-    return float(value) if isinstance(value, numbers.Real) else value
+    try:
+        return float(value) if isinstance(value, numbers.Real) else value
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _plain_sigmas(sigmas: Any) -> tuple[float, ...] | None:
     try:
         return None if sigmas is None else tuple(float(sigma) for sigma in sigmas)
-    except (TypeError, ValueError):
-        raise InputError(f"sigmas {repr(sigmas)[:80]} are not acceptable: give a list of falling numbers") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"sigmas {shown(sigmas)} are not acceptable: give a list of falling numbers") from None
 
 
 def _check_number(name: str, value: Any, kind: type) -> None:
@@ -186,17 +202,17 @@ def _check_number(name: str, value: Any, kind: type) -> None:
         return
     limit = LIMITS[name]
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
-        raise InputError(f"{name} {value!r} is not a {'whole ' if kind is int else ''}number: {limit}")
+        raise InputError(f"{name} {shown(value)} is not a {'whole ' if kind is int else ''}number: {limit}")
     if not limit.allows(value):
         remedy = f": the nearest is {limit.nearest(value)}" if limit.multiple > 1 else ""
-        raise InputError(f"{name} {value} is not allowed: {limit}{remedy}")
+        raise InputError(f"{name} {shown(value)} is not allowed: {limit}{remedy}")
 
 
 def _check_sigmas(sigmas: Sequence[float], steps: int | None) -> None:
     falls = all(one > two for one, two in pairwise(sigmas))
-    if not falls or not sigmas or not 0 <= sigmas[-1] < sigmas[0] < 1e6:
-        shown = ",".join(map(repr, sigmas))[:80]
-        raise InputError(f"sigmas {shown} are not allowed: give two or more falling numbers, below 1000000 and not below 0")
+    if not falls or not sigmas or not 0 <= sigmas[-1] < sigmas[0] < HIGHEST_SIGMA:
+        text = ",".join(map(repr, sigmas))[:80]
+        raise InputError(f"sigmas {text} are not allowed: give two or more falling numbers, below {HIGHEST_SIGMA:.0f} and not below 0")
     if not LIMITS["steps"].allows(len(sigmas) - 1):
         raise InputError(f"sigmas has {len(sigmas)} values, so {len(sigmas) - 1} steps: steps are {LIMITS['steps']}")
     if steps is not None and steps != len(sigmas) - 1:

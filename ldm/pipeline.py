@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.families import notes, recognise, vae_prefix
-from ldm.checkpoint.loading import Part, family_parts, fill, match, tensor_bytes
-from ldm.checkpoint.safetensors import MAX_HEADER, Header, read_header
-from ldm.devices import device_named, dtype_named, dtype_of, name_of, wider
+from ldm.checkpoint.families import notes, recognise
+from ldm.checkpoint.safetensors import MAX_HEADER, read_header
+from ldm.devices import device_named, dtype_named, dtype_of, name_of, place_for
 from ldm.diffusion import noise, profiles, samplers, schedules
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.guard import Guard
 from ldm.diffusion.guidance import Guidance
-from ldm.diffusion.prediction import Prediction
 from ldm.diffusion.samplers import Step
-from ldm.errors import InputError, NumericError
+from ldm.errors import InputError
 from ldm.images import to_pil
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family
@@ -31,6 +28,10 @@ from ldm.models.vae import VAE
 from ldm.options import Job
 from ldm.resolve import notes_on, resolve
 from ldm.resources import weights
+from ldm.runtime import autoencoding, need, retry
+from ldm.runtime.evaluation import prediction
+from ldm.runtime.notes import note
+from ldm.runtime.weights import Progress, read_weights
 from ldm.text import conditioning, prompt
 from ldm.text.conditioning import Conditioning
 
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 BOX = "ldm-emoji.safetensors"  # the model in the box
-OTHERS = ("model.diffusion_model.", "conditioner.", "cond_stage_model.")  # what a file given for its VAE may hold beside it
 OnStep = Callable[[Step], bool | None]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,7 @@ class Pipeline:
             module.to("meta")
 
     @torch.no_grad()
+    @retry.named("making pictures")
     def generate(
         self,
         prompt: str,
@@ -113,14 +113,16 @@ class Pipeline:
         """Pictures of a prompt; None means the family's default. Picture k is that of seed + k alone.
 
         `negative=None` says that none is given, which profiles treat differently from "". `on_step` sees every step and stops the run
-        by returning False: the last prediction is then decoded. Raises InputError for values out of range, NumericError for results
-        that are not finite.
+        by returning False: the last prediction is then decoded. Raises InputError for values out of range, MemoryNeedError where memory
+        will not suffice or runs out twice in one place, NumericError for results that are not finite.
         """
         given: Any = sigmas  # checked and made a tuple there
         asked = Job(prompt, negative, width, height, steps, cfg, sampler, schedule, given, seed, batch, profile, overrides)
         job, rules = resolve(asked, self.family)
-        for note in notes_on(job, rules):
-            warnings.warn(note, UserWarning, stacklevel=3)  # of the caller, beyond the decorator
+        for text in notes_on(job, rules):
+            note(text)
+        kinds: dict[str, Any] = {"device": self.device, "dtype": self.dtype, "vae_dtype": dtype_of(self.vae)}
+        need.check_run(need.plan_of(job, rules, self.family, **kinds))
         seeds = [((job.seed or 0) + k) % 2**64 for k in range(job.batch)]
         cond, uncond = self._both(job, rules)
         x, random = self._start(job, rules, seeds)
@@ -150,7 +152,9 @@ class Pipeline:
         texts = [text] * (len(self.towers) - 1) + [text if text_2 is None else text_2]
         ids = prompt.tower_ids(texts, [tower.shape.pad_token for tower in self.towers], chunking)
         sizes: dict[str, Any] = {"original": original, "crop": crop, "target": target, "aesthetic": aesthetic}
-        return conditioning.encode(self.towers, self.family, ids, conditioning.size_numbers(self.family.numbers, size=size, **sizes))
+        numbers = conditioning.size_numbers(self.family.numbers, size=size, **sizes)
+        run = partial(conditioning.encode, self.towers, self.family, ids, numbers)
+        return retry.once_more("text", run, partial(run, at_once=1), "trying again, 77 tokens at a time")
 
     def _both(self, job: Job, rules: profiles.Profile) -> tuple[Conditioning, Conditioning | None]:
         """Conditioning of the prompt, and of the negative where guidance asks for it."""
@@ -174,6 +178,7 @@ class Pipeline:
         return schedules.SigmaTable(rules.alphas, zero_terminal=self.family.zero_terminal)
 
     @torch.no_grad()
+    @retry.named("sampling")
     def sample(
         self,
         cond: Conditioning,
@@ -193,14 +198,18 @@ class Pipeline:
         be None where cfg is 1. Without a profile it is comfyui's rules. Raises InputError, and NumericError naming the step.
         """
         rules = profile or profiles.load_profile("comfyui")
-        solver = samplers.get(sampler, rules)
+        solver, table = samplers.get(sampler, rules), self._table(rules)
         x = x.to(self.device)
         rows, count = conditioning.rows(cond, None if cfg == 1 else uncond, cfg, x.shape[0], rules.cfg_order)
-        predict = Prediction(self.unet, rows.context, rows.vector, count=count)
-        denoise = Denoiser(predict, self._table(rules), prediction=self.family.prediction, timestep=rules.timestep)
-        predict.prepare([denoise.time(sigma) for sigma in samplers.evaluated(solver, sigmas)])
-        guided = Guidance(denoise, scale=cfg, order=rules.cfg_order)
+        ts = [table.locate(sigma, rules.timestep)[0] for sigma in samplers.evaluated(solver, sigmas)]
+        predict = prediction(self.unet, rows, count, ts)
+        denoise = Denoiser(predict, table, prediction=self.family.prediction, timestep=rules.timestep)
         guard = Guard(sigmas)
+        guided = guard.watch(Guidance(denoise, scale=cfg, order=rules.cfg_order))
+        widths = [tower.shape.width for tower in self.towers]
+        for name, each in (("prompt", cond), ("negative", uncond)):
+            if each is not None:
+                guard.see_text(name, each.context, each.vector, widths)
         for step in solver.run(guided, x, sigmas, noise):
             guard.see(step)
             x = step.x
@@ -216,16 +225,7 @@ class Pipeline:
 
         Where the VAE's own dtype overflows, it is tried again in bfloat16, then float32, with a warning. Raises NumericError.
         """
-        tries = wider(dtype_of(self.vae))
-        for dtype, following in zip(tries, [*tries[1:], None], strict=True):
-            vae = self.vae if dtype == tries[0] else copy.deepcopy(self.vae).to(dtype)
-            image = vae.decode((z.to(self.device) / self.family.vae.scale).to(dtype)).float()
-            if image.isfinite().all():
-                return image.clamp(-1, 1)
-            if following is not None:
-                note = f"VAE decode: values that are not finite in {name_of(dtype)}: decoding again in {name_of(following)}"
-                warnings.warn(note, RuntimeWarning, stacklevel=3)
-        raise NumericError("VAE decode: values that are not finite in float32: the VAE's weights are damaged, try another --vae")
+        return autoencoding.decode(self.vae, z)
 
     @torch.no_grad()
     def encode_image(self, image: Tensor, *, mode: Literal["mode"] = "mode") -> Tensor:
@@ -236,8 +236,7 @@ class Pipeline:
         if image.ndim != 4 or image.shape[1] != 3 or any(side % step for side in image.shape[2:]) or not image.is_floating_point():
             what = f"{tuple(image.shape)} {name_of(image.dtype)}"
             raise InputError(f"encode_image: {what} is not (B, 3, H, W) in [-1, 1] with sides that are multiples of {step}")
-        mean, _ = self.vae.encode(image.to(self.device, dtype_of(self.vae)))
-        return mean.float() * self.family.vae.scale
+        return autoencoding.encode(self.vae, image)
 
 
 class _Watch:
@@ -254,6 +253,7 @@ class _Watch:
 
 
 @torch.inference_mode(mode=False)  # weights are plain tensors, whatever mode the caller is in
+@retry.named("loading the model", "close other programs, or take dtype bfloat16")
 def load(
     path: str | Path | None = None,
     *,
@@ -271,30 +271,14 @@ def load(
     "float16"; `vae` another file to take the VAE from; `vae_dtype` "auto" is float32 where the family asks for it, otherwise `dtype`;
     `progress(n, total)`: n more bytes of a file's `total` are read; `max_header` the largest header to accept, in bytes; `verify` holds
     the files against their known sha256 first.
-    Raises InputError for a file that is not what it should be, MemoryNeedError before anything is allocated.
+    Raises InputError for a file that is not what it should be, MemoryNeedError, as a rule before anything is allocated.
     """
     file = Path(path) if path is not None else weights() / BOX
-    header = read_header(file)
+    header = read_header(file, max_header)
     family = recognise(header)
-    place = device_named(device)
-    kind = dtype_named(dtype, torch.bfloat16 if place.type == "cuda" else torch.float32)
-    vae_kind = dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind)
-    with torch.device("meta"):
-        unet, autoencoder, towers = UNet(family.unet), VAE(family.vae), [CLIPText(shape) for shape in family.towers]
-    parts = family_parts(family, unet=unet, vae=autoencoder, towers=towers, dtype=kind, vae_dtype=vae_kind)
-    if vae is not None:
-        apart, outside = read_header(vae), [part.prefix for part in parts if part.module is autoencoder]
-        parts, alone = [part for part in parts if part.module is not autoencoder], [Part(autoencoder, vae_prefix(apart), vae_kind)]
-        match(apart, alone, OTHERS)  # refused before the large file is read
-        _fill(header, parts, place, outside, progress)
-        _fill(apart, alone, place, OTHERS, progress)
-    else:
-        _fill(header, parts, place, (), progress)
-    for note in notes(header, family):
-        warnings.warn(note, UserWarning, stacklevel=3)
-    return Pipeline(family, unet, autoencoder, towers, source=file.name, vae_source=Path(vae).name if vae else None)
-
-
-def _fill(header: Header, parts: Sequence[Part], device: torch.device, elsewhere: Sequence[str], progress: Progress | None) -> None:
-    total = tensor_bytes(header, parts)
-    fill(header, parts, device=device, elsewhere=elsewhere, progress=progress and (lambda count: progress(count, total)))
+    place = place_for(family, device, dtype, vae_dtype)
+    apart = None if vae is None else read_header(vae, max_header)
+    networks = read_weights(header, family, place, vae=apart, verified=verify, progress=progress)
+    for text in notes(header, family):
+        note(text)
+    return Pipeline(family, *networks, source=file.name, vae_source=None if apart is None else apart.path.name)

@@ -1,8 +1,10 @@
-"""Where configs/ and weights/ are: beside the package in the source tree, inside it in a wheel."""
+"""Where configs/ and weights/ are: beside the package in the source tree, inside it in a wheel; and the folder of what ldm keeps."""
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,11 @@ def configs() -> Path:
 def weights() -> Path:
     """The folder with the model in the box."""
     return _folder("weights")
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Of what is kept to save time and can be lost: LDM_CACHE_DIR, else XDG_CACHE_HOME/ldm, else ~/.cache/ldm."""
+    return Path(os.path.expanduser(environ.get("LDM_CACHE_DIR") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "ldm")))
 
 
 def names(kind: str) -> list[str]:

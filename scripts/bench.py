@@ -1,7 +1,9 @@
-"""Times beside diffusers on the CPU in float32, one script, alternating runs, medians and the spread of each engine against itself.
+"""Times on the CPU, most beside diffusers in float32: one script, alternating runs, medians and the spread of each side against itself.
 
     python -m scripts.bench load --checkpoint sd_xl_base_1.0.safetensors    # file in the page cache -> ready; a fresh process each time
     python -m scripts.bench step --checkpoint sd_xl_base_1.0.safetensors    # one guided UNet step at 256x256
+    python -m scripts.bench finite --checkpoint sd_xl_base_1.0.safetensors  # loading with the check for NaN and Inf, and without
+    python -m scripts.bench digest --checkpoint sd_xl_base_1.0.safetensors  # seconds a GB of `ldm sample --verify`
 
 `load` prints seconds and peak resident memory (VmHWM) of each engine and the ratio of medians. Nothing else should run on the machine.
 """
@@ -9,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +88,12 @@ def load(checkpoint: Path, runs: int) -> None:
         report(f"load {key}", *([run[key] for run in seen[engine]] for engine in ENGINES))
 
 
-def report(what: str, ours: list[float], theirs: list[float]) -> None:
-    """Medians, their ratio, and beside it each engine against itself: its even runs against its odd ones."""
+def report(what: str, ours: list[float], theirs: list[float], names: tuple[str, str] = ENGINES) -> None:
+    """Medians, their ratio, and beside it each side against itself: its even runs against its odd ones."""
     medians = [statistics.median(values) for values in (ours, theirs)]
     itself = [statistics.median(values[::2]) / statistics.median(values[1::2] or values) for values in (ours, theirs)]
-    print(
-        f"{what}: ours {medians[0]:.2f}  theirs {medians[1]:.2f}  ratio {medians[0] / medians[1]:.3f}  over {len(ours)} alternating runs",
-        end="",
-    )
+    sides = f"{names[0]} {medians[0]:.3f}  {names[1]} {medians[1]:.3f}"
+    print(f"{what}: {sides}  ratio {medians[0] / medians[1]:.3f}  over {len(ours)} alternating runs", end="")
     print(f"; against themselves {itself[0]:.3f} and {itself[1]:.3f}")
 
 
@@ -127,18 +129,58 @@ def step(checkpoint: Path, runs: int) -> None:
     report("UNet step seconds", seen["ours"], seen["theirs"])
 
 
+def finite(checkpoint: Path, runs: int, dtype: str) -> None:
+    """Loads in one process, alternately with the check of the weights and without it; the file is in the page cache after the first."""
+    import ldm
+    from ldm.checkpoint import reading
+
+    checks = {"checked": reading.doubtful, "unchecked": lambda values: False}
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in checks}
+    for i in range(runs + 1):
+        for name in sorted(checks, reverse=i % 2 == 1):
+            reading.doubtful = checks[name]
+            start = time.perf_counter(), time.process_time()
+            kept = ldm.load(checkpoint, device="cpu", dtype=dtype)
+            taken = time.perf_counter() - start[0], time.process_time() - start[1]
+            del kept
+            if i:
+                seen[name].append(taken)
+    names = "checked", "unchecked"
+    report(f"load seconds to {dtype}", *([run[0] for run in seen[name]] for name in names), names)
+    report("of all cores", *([run[1] for run in seen[name]] for name in names), names)
+
+
+def digest(checkpoint: Path, runs: int) -> None:
+    """sha256 of the whole file as `verify` takes it, and by hashlib over one buffer: what the machine can do."""
+    from ldm.checkpoint.digests import sha256
+
+    size, seen = checkpoint.stat().st_size / 1e9, []
+    for _ in range(runs):
+        start = time.perf_counter()
+        sha256(checkpoint)
+        seen.append((time.perf_counter() - start) / size)
+    block = bytes(2**26)
+    start = time.perf_counter()
+    hashlib.sha256(block).digest()
+    alone = (time.perf_counter() - start) / len(block) * 1e9
+    spread = f"{min(seen):.2f} to {max(seen):.2f}"
+    print(f"sha256: {statistics.median(seen):.2f} s/GB over {runs} runs of {size:.2f} GB ({spread}); in memory {alone:.2f}")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("load", "step"))
+    parser.add_argument("what", choices=("load", "step", "finite", "digest"))
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights, for finite")
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.engine:
         print(json.dumps(one_load(args.engine, args.checkpoint, args.folder)))
     else:
-        {"load": load, "step": step}[args.what](args.checkpoint, args.runs)
+        runs = {"load": load, "step": step, "finite": partial(finite, dtype=args.dtype), "digest": digest}
+        runs[args.what](args.checkpoint, args.runs)
     return 0
 
 

@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from ldm.checkpoint.writer import save, tensor_items
 
 PROMPT, NEGATIVE, SEED, STEPS, CFG = "a red apple on a blue table, studio light", "blurry", 11, 3, 5.0
 HEIGHT, WIDTH = 256, 256
@@ -162,7 +164,7 @@ def main() -> int:
     if args.engine is None:
         return 0 if compare(args.what, args.checkpoint) else 1
     outputs = WORK[args.what, args.engine](args.checkpoint)
-    save_file({name: tensor.contiguous() for name, tensor in outputs.items()}, args.out / f"{args.engine}.safetensors")
+    save(args.out / f"{args.engine}.safetensors", tensor_items(outputs))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,13 +26,16 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import ldm
+from ldm.checkpoint import writer
+from ldm.checkpoint.memory import size
+from ldm.checkpoint.safetensors import read_header
 from ldm.commands import main, output, progress
-from ldm.commands.memory import memory_for
 from ldm.errors import LdmError, MemoryNeedError
 from ldm.images import read_texts
 from ldm.metadata import a1111, native
 from ldm.models.shapes import load_family
 from ldm.options import Job
+from scripts import synthetic
 
 
 class Fake:
@@ -65,6 +69,7 @@ class Fake:
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
     made, handler = Fake(), signal.getsignal(signal.SIGTERM)
     monkeypatch.setitem(vars(ldm), "load", made.load)
+    monkeypatch.setattr("ldm.commands.sample._look_ahead", lambda job: None)  # there is no file behind it
     monkeypatch.chdir(tmp_path)
     yield made
     signal.signal(signal.SIGTERM, handler)
@@ -92,9 +97,10 @@ def test_everything_asked_for_reaches_the_pipeline(fake: Fake, tmp_path: Path) -
     (tmp_path / "m.safetensors").touch()
     (tmp_path / "v.safetensors").touch()
     words = "-p x -n y -W 64 -H 32 --steps 3 --cfg 2 --sampler heun --schedule simple -s 5 -b 2 --profile a1111 --set ensd=1"
-    files = "-m m.safetensors --vae v.safetensors --device cpu --dtype float32"
+    files = "-m m.safetensors --vae v.safetensors --device cpu --dtype float32 --max-header 32MiB --verify"
     assert sample(*f"{words} {files}".split()) == 0
-    assert fake.loads == [("m.safetensors", {"device": "cpu", "dtype": "float32", "vae": "v.safetensors"})]
+    how = {"device": "cpu", "dtype": "float32", "vae": "v.safetensors", "max_header": 2**25, "verify": True}
+    assert fake.loads == [("m.safetensors", how)]
     wanted = {"prompt": "x", "negative": "y", "width": 64, "height": 32, "steps": 3, "cfg": 2.0, "sampler": "heun", "schedule": "simple"}
     assert fake.calls == [{**wanted, "sigmas": None, "seed": 5, "batch": 2, "profile": "a1111", "overrides": {"ensd": "1"}}]
 
@@ -438,43 +444,58 @@ def test_names_up_to_the_limit_are_written(fake: Fake) -> None:
     assert sample("-p", "x", "-o", "folder", "--latents", "folder/l.safetensors", "-q") == 0
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (
-            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has 139 GiB of which 3.25 GiB is free."),
-            "20.50 GiB more asked for, 3.25 GiB free",
-        ),
-        (
-            RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2199023255552 bytes. Error code 12"
-            ),
-            "2199.0 GB more asked for, ",
-        ),
-        (MemoryError(), "not enough memory: "),
-    ],
-)
-def test_memory_that_runs_out_is_one_line_with_a_remedy(
-    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+@pytest.fixture
+def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model file of tiny width, and nothing faked."""
+    monkeypatch.chdir(tmp_path)
+    return str(synthetic.write(tmp_path / "tiny.safetensors", synthetic.tiny(), dtype="F16"))
+
+
+def test_a_job_that_will_not_fit_is_refused_before_anything_is_allocated(
+    real: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.generate = raising(error)  # type: ignore[method-assign]
-    assert sample("-p", "x", "-q", "-b", "3", "-W", "2048") == 1
+    def built(*_words: Any, **_keywords: Any) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("ldm.runtime.need.free_memory", lambda device: 512 * 2**20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vars(ldm), "load", built)
+        assert sample("-p", "x", "-m", real, "--device", "cpu", "-W", "2048", "-H", "1536", "-q") == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    wanted = r"ldm: error E4001: 2048x1536 in float32 \(.* of weights, .* to compute\) needs .* and 537 MB are free: "
+    found = re.match(wanted + r"take width (\d+) and height (\d+) ", err)
+    assert found is not None, err
+    width, height = map(int, found.groups())
+    assert sample("-p", "x", "-m", real, "--device", "cpu", "-W", str(width), "-H", str(height), "--steps", "1", "-q", "-o", "a.png") == 0
+
+
+def test_memory_that_runs_out_while_loading_is_one_line(
+    real: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 2199023255552 bytes. Error code 12"
+    monkeypatch.setattr("ldm.checkpoint.loading.allocate", raising(RuntimeError(text)))
+    assert sample("-p", "x", "-m", real, "--device", "cpu", "-q") == 1
     err = capsys.readouterr().err
-    assert err.startswith("ldm: error E4001: making pictures, 3 of 2048x1024 in float32: not enough memory") and said in err
-    assert err.endswith(": take a smaller --width and --height, a smaller --batch, or --dtype bfloat16\n") and err.count("\n") == 1
-    monkeypatch.setitem(vars(ldm), "load", raising(error))
-    assert sample("-p", "x", "-q") == 1
-    assert capsys.readouterr().err.startswith("ldm: error E4001: loading the model: not enough memory")
+    assert err.startswith("ldm: error E4002: loading the model: out of memory (2199.0 GB more asked for, ") and err.count("\n") == 1
+    assert err.endswith(" free): close other programs, or take dtype bfloat16\n")
 
 
-def test_an_allocation_that_torch_cannot_make_is_recognised() -> None:
-    with (
-        pytest.raises(MemoryNeedError, match=r"a test: not enough memory \(4000000\.0 GB more asked for.*: buy some"),
-        memory_for("a test", "buy some"),
-    ):
-        torch.empty(10**15)
-    with pytest.raises(RuntimeError, match="another"), memory_for("a test", "buy some"):
-        raise RuntimeError("another")
+def test_debug_lists_the_metadata_that_is_not_read(real: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "told.safetensors"
+    header = read_header(real)
+    tensors = [(name, each.dtype, each.shape, bytes(each.end - each.start)) for name, each in header.tensors.items()]
+    writer.save(path, tensors, {**header.metadata, "auto_map": "os.system", "trust_remote_code": "\x1b[2J"})
+    words = ("-p", "x", "-m", str(path), "--device", "cpu", "--steps", "1", "-W", "16", "-H", "16")
+    assert sample(*words) == 0
+    assert "auto_map" not in capsys.readouterr().err
+    assert sample(*words, "--debug") == 0
+    assert "metadata that is not read: 'auto_map', 'trust_remote_code'\n" in capsys.readouterr().err
+
+
+def test_the_largest_header_is_the_users(real: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sample("-p", "x", "-m", real, "--max-header", "100B") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("ldm: error E3005: ")
 
 
 def test_a_value_that_starts_with_a_dash_is_explained(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,6 +547,7 @@ def test_a_warning_is_a_note(fake: Fake, capsys: pytest.CaptureFixture[str]) -> 
 SCRIPT = """
     import signal, sys, time
     import ldm
+    import ldm.commands.sample
     from ldm.commands import main
     from tests.test_command import Fake
 
@@ -538,6 +560,7 @@ SCRIPT = """
             return super().generate(*words, **keywords)
 
     ldm.load = Slow().load
+    ldm.commands.sample._look_ahead = lambda job: None
     sys.exit(main(["sample", "-p", "x", "-q", "-o", sys.argv[1]]))
 """
 
@@ -600,7 +623,7 @@ def test_the_bar_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 bytes"), (1500, "2 kB"), (31_700_000, "32 MB"), (6_938_078_334, "6.9 GB")])
 def test_sizes(count: int, text: str) -> None:
-    assert progress.size(count) == text
+    assert size(count) == text
 
 
 @pytest.mark.parametrize(("steps", "seconds", "text"), [(20, 10, "2.0 it/s"), (10, 20, "2.0 s/it"), (0, 1, ""), (1, 0, "")])

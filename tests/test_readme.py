@@ -14,7 +14,7 @@ import torch
 
 import ldm
 from ldm import resources
-from ldm.commands import main
+from ldm.commands import info, main
 from ldm.errors import InputError
 from ldm.options import KNOBS, LIMITS, from_args, parser, validate
 
@@ -41,6 +41,8 @@ def test_the_command_exists_and_its_flags_are_accepted(command: str) -> None:
         job = from_args(parser("ldm sample", ""), words[3 if words[0] == "python" else 2 :])
         validate(job)
         assert job.profile in resources.names("profiles")
+    elif words[:2] == ["ldm", "info"]:
+        assert info.parser().parse_args(words[2:]).files
     elif words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         makefile = (ROOT / "Makefile").read_text()
@@ -104,14 +106,14 @@ class Overflowing(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float16))
+        self.shape = SimpleNamespace(scale=1.0)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         return torch.full((1, 3, 8, 8), float("inf") if z.dtype == torch.float16 else 0.0)
 
 
 def said_of_a_vae_that_overflows() -> str:
-    family = SimpleNamespace(vae=SimpleNamespace(scale=1.0))
-    pipeline: Any = SimpleNamespace(vae=Overflowing(), device=torch.device("cpu"), family=family)
+    pipeline: Any = SimpleNamespace(vae=Overflowing())
     with pytest.warns(RuntimeWarning) as notes:
         ldm.Pipeline.decode(pipeline, torch.zeros(1, 4, 1, 1))
     return f"ldm: note: {notes[0].message}"  # as the command shows a warning

@@ -1,109 +1,74 @@
-"""Which model a file holds, from the names and shapes in its header alone, without torch."""
+"""Which model that the engine runs a file holds, from the names and shapes in its header alone, without torch."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 
+from ldm.checkpoint import identity
+from ldm.checkpoint.kinds import OTHER_NOISE, identify, is_turbo, predicts_v
+from ldm.checkpoint.leftovers import ema_copies
 from ldm.checkpoint.safetensors import Header
-from ldm.errors import InputError
+from ldm.errors import FileError, InputError
 from ldm.models.shapes import Family, TowerShape, load_family
 from ldm.resources import names
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-FAMILY_KEY = "ldm.family"  # in __metadata__: the family's numbers as JSON
-EXPECTED = "expected an SDXL base or refiner checkpoint in the official single-file layout"
-
-KINDS = (
-    ("a LoRA", ("\nlora_unet_",)),
-    ("a LoRA", ("\nlora_te",)),
-    ("a LoRA", (".lora_A.weight\n",)),
-    ("a LoRA", (".lora.down.weight\n",)),
-    ("a LoRA", (".lora_linear_layer.",)),
-    ("a LoRA", ("_lora.down.weight\n",)),
-    ("a ControlNet", ("\ncontrol_model.",)),
-    ("a ControlNet", ("\ninput_hint_block.",)),
-    ("a ControlNet", ("\ncontrolnet_cond_embedding.",)),
-    ("an SD 1.x checkpoint", ("\ncond_stage_model.transformer.",)),
-    ("an SD 2.x checkpoint", ("\ncond_stage_model.model.",)),
-    ("a UNet in diffusers' layout", ("\nconv_in.weight\n", "\ndown_blocks.")),
-    ("a VAE in diffusers' layout", ("\ndecoder.mid_block.",)),
-    ("a VAE alone", ("\ndecoder.up.", "\ndecoder.conv_in.weight\n")),
-    ("a TAESD decoder or encoder", ("\ndecoder.layers.0.",)),
-    ("a TAESD decoder or encoder", ("\n14.conv.0.weight\n",)),
-    ("a TAESD decoder or encoder", ("\n1.conv.0.weight\n",)),
-    ("a CLIP text encoder alone", ("\ntext_model.encoder.layers.",)),
-    ("a textual inversion embedding", ("\nclip_g\n",)),
-    ("a textual inversion embedding", ("\nemb_params\n",)),
-    ("an SD 3 checkpoint", (".joint_blocks.",)),
-    ("a Flux checkpoint", ("double_blocks.",)),
-)  # what a file is when all these parts stand in its list of names, the first row that fits
+UNET, VAE, FAMILY_KEY = identity.UNET, identity.VAE, identity.FAMILY_KEY
+BASE, TURBO = "sdxl-base", "sdxl-turbo"  # of one set of shapes
+NAMED = 5  # tensors that a refusal lists
 
 
 def recognise(header: Header) -> Family:
     """The family of a full checkpoint: its own numbers where it carries them, otherwise the official family that its shapes are.
 
-    Raises InputError, naming what the file looks like, when it is none that this engine runs.
+    Raises FileError when it is none that this engine runs: it says what the file is, which tensors differ, and what to give instead.
     """
     family = _declared(header) or _official(header)
     if family is None:
-        raise InputError(f"{header.path}: this is {looks_like(header)}: {EXPECTED}")
-    return replace(family, prediction="v") if predicts_v(header) else family
+        raise FileError(f"{header.path}: this is {identify(header)}: {_differences(header)}: {identify(header).remedy}")
+    marker = next((marker for marker in OTHER_NOISE if marker in header.tensors), None)
+    if marker is not None:
+        what = f"{header.path}: this is {identify(header)}: its tensors are those of {family.title}, but {marker} says that it needs"
+        raise FileError(f"{what} another noise schedule, which is not run: {identify(header).remedy}")
+    return _as_marked(header, family)
 
 
-def predicts_v(header: Header) -> bool:
-    """Whether a file says that its UNet predicts v: the marker of NoobAI-XL and ComfyUI, or ModelSpec's field."""
-    said = header.metadata.get("modelspec.prediction_type", "").lower()
-    return "v_pred" in header.tensors or said in ("v", "v_prediction", "v-prediction")
+def _as_marked(header: Header, family: Family) -> Family:
+    """The family with what the file's markers say of its prediction and its schedule."""
+    if "ztsnr" not in header.tensors:
+        return replace(family, prediction="v") if predicts_v(header) else family
+    if not predicts_v(header) and family.prediction != "v":
+        what = f"{header.path}: the file is marked as trained with zero terminal SNR (ztsnr): zero terminal SNR needs v-prediction"
+        raise FileError(f"{what}, and neither v_pred nor modelspec.prediction_type says so: use a file with both markers")
+    return replace(family, prediction="v", zero_terminal=True)
 
 
 def notes(header: Header, family: Family) -> list[str]:
     """What the user should know about a recognised file, a sentence each; most files give none."""
     said = []
-    if "ztsnr" in header.tensors:
-        said.append("the file is marked as trained with zero terminal SNR (ztsnr); its schedule is not changed for it")
-    if "edm_vpred.sigma_max" in header.tensors:
-        said.append("the file is marked as EDM v-prediction (CosXL), which is not sampled as such: expect wrong pictures")
-    if "denoiser.sigmas" in header.tensors and "denoiser.log_sigmas" not in header.tensors and "turbo" not in family.name:
-        said.append(f"the file looks like SDXL-Turbo; it is run as {family.title}: try --steps 1 --cfg 1 --sampler euler -W 512 -H 512")
+    named = f"{header.path.name} {header.metadata.get('modelspec.title', '')}".lower()
+    if family.name == BASE and "turbo" in named:
+        said.append(f"the file is called Turbo, but nothing marks its tensors as such: it is run as {family.title}: try --steps 4 --cfg 1")
+    if ema_copies(header.tensors):
+        said.append("the file carries an EMA copy of its UNet (model_ema), which is not used")
     return said
 
 
 def vae_prefix(header: Header) -> str:
-    """Where the VAE's tensors stand in a VAE file ("") or in a full checkpoint. Raises InputError when there is none."""
+    """Where the VAE's tensors stand in a VAE file ("") or in a full checkpoint. Raises FileError when there is none."""
     for prefix in ("", VAE):
         if f"{prefix}decoder.conv_in.weight" in header.tensors and f"{prefix}decoder.mid.block_1.conv1.weight" in header.tensors:
             return prefix
-    raise InputError(f"{header.path}: this is {looks_like(header)}: expected a VAE in the official layout, or a full checkpoint")
+    raise FileError(f"{header.path}: this is {identify(header)}: give --vae a VAE in the official layout, or a checkpoint that has one")
 
 
-def looks_like(header: Header) -> str:
-    """A few words for what a file seems to be, when it is not a family that is run."""
-    listed = "\n" + "\n".join(header.tensors) + "\n"
-    for kind, parts in KINDS:
-        if all(part in listed for part in parts):
-            return kind
-    return _embedding(header) or _unet_kind(header) or "not recognised by its tensors"
-
-
-def _embedding(header: Header) -> str | None:
-    """diffusers saves an embedding as one tensor (vectors, width) under the token's name."""
-    shapes = [entry.shape for entry in header.tensors.values()]
-    return "a textual inversion embedding" if len(shapes) == 1 and len(shapes[0]) in (1, 2) else None
-
-
-def _unet_kind(header: Header) -> str | None:
-    """What is unusual about a file that has a UNet under the official names."""
-    first = header.tensors.get(f"{UNET}input_blocks.0.0.weight")
-    if first is None:
-        return None
-    if len(first.shape) == 4 and first.shape[1] != 4:
-        kind = {8: "an image-editing", 9: "an inpainting"}.get(first.shape[1], "an unknown")
-        return f"{kind} checkpoint (its UNet takes {first.shape[1]} channels, not 4)"
-    if not any(name.startswith("conditioner.") for name in header.tensors):
-        return "a UNet without its text towers"
-    return "a checkpoint of an unknown family (the shapes of its UNet or text towers are none that are known)"
+def _differences(header: Header) -> str:
+    """How the file differs from the official family that it is nearest to, by the tensors that tell families apart."""
+    official = [load_family(name) for name in names("models") if name.startswith("sdxl-")]
+    nearest = max(official, key=lambda family: len(probes(family)) - len(_mismatches(header, family)))  # base among equals
+    wrong = _mismatches(header, nearest)
+    more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+    return f"{len(wrong)} of the {len(probes(nearest))} tensors that {nearest.title} is known by differ: {'; '.join(wrong[:NAMED])}{more}"
 
 
 def _declared(header: Header) -> Family | None:
@@ -116,16 +81,17 @@ def _declared(header: Header) -> Family | None:
     except (ValueError, RecursionError):  # ValueError: not JSON, or an integer of thousands of digits
         values = None
     if not isinstance(values, dict):
-        raise InputError(f"{header.path}: {FAMILY_KEY} in its metadata is not a JSON object: a faulty tool wrote the file")
+        raise FileError(f"{header.path}: {FAMILY_KEY} in its metadata is not a JSON object: a faulty tool wrote the file")
     try:
         family = Family.from_dict(values)
     except InputError as error:
-        raise InputError(f"{header.path}: {FAMILY_KEY} in its metadata: {error}") from None
+        raise FileError(f"{header.path}: {FAMILY_KEY} in its metadata: {error}") from None
     least, count = least_tensors(family), len(header.tensors)
     fewer = [f"family {family.name} has {least:,} or more, and the file {count:,}"] if count < least else []
     wrong = next(iter(_mismatches(header, family) + fewer), None)
     if wrong:
-        raise InputError(f"{header.path}: {FAMILY_KEY} in its metadata does not fit its tensors ({wrong}): a faulty tool wrote the file")
+        text = f"{FAMILY_KEY} in its metadata does not fit its tensors ({wrong}): a faulty tool wrote the file"
+        raise FileError(f"{header.path}: {text}", "E3007")
     return family
 
 
@@ -142,8 +108,9 @@ def least_tensors(family: Family) -> int:
 
 
 def _official(header: Header) -> Family | None:
-    """The family of configs/models/ that the shapes are."""
-    return next((family for family in map(load_family, names("models")) if not _mismatches(header, family)), None)
+    """The family of configs/models/ that the shapes are; Turbo has those of base, and a mark of its own."""
+    found = next((family for family in map(load_family, names("models")) if not _mismatches(header, family)), None)
+    return load_family(TURBO) if found is not None and found.name == BASE and is_turbo(header) else found
 
 
 def _mismatches(header: Header, family: Family) -> list[str]:
@@ -163,6 +130,11 @@ def probes(family: Family) -> dict[str, tuple[int, ...]]:
     }
     if unet.vector_dim:
         found[f"{UNET}label_emb.0.0.weight"] = (4 * width, unet.vector_dim)
+    deepest = max((level for level, depth in enumerate(unet.transformer_depth) if depth), default=None)
+    if deepest is not None:  # distilled models have fewer blocks there
+        block = f"{UNET}input_blocks.{deepest * (unet.num_res_blocks + 1) + unet.num_res_blocks}.1."
+        last = unet.transformer_depth[deepest] - 1
+        found[f"{block}transformer_blocks.{last}.norm1.weight"] = (unet.channel_mult[deepest] * width,)
     for tower in family.towers:
         found |= _tower_probes(tower)
     return found

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import families
-from ldm.checkpoint.leftovers import is_leftover
+from ldm.checkpoint.identity import UNET, VAE
+from ldm.checkpoint.leftovers import TEXT_PROJECTION, leftovers
 from ldm.checkpoint.memory import check_memory, free_memory
 from ldm.checkpoint.reading import ALIGN, Copy, allocate, read
 from ldm.checkpoint.rename import open_clip_sources
 from ldm.checkpoint.safetensors import Entry, Header
-from ldm.errors import InputError
+from ldm.errors import FileError
 from ldm.models.shapes import Family
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}  # the floats that weights come in
@@ -47,6 +47,7 @@ class Place:
 
     name: str
     shape: torch.Size
+    file_name: str
     entry: Entry
     third: int | None  # of the rows of the file's tensor
     transposed: bool
@@ -66,7 +67,7 @@ class Report:
     dtypes: list[str] = field(default_factory=list)
 
     def check(self, header: Header) -> None:
-        """Raises InputError with the first tensors of all that do not fit, and the count of each kind."""
+        """Raises FileError with the first tensors of all that do not fit, and the count of each kind."""
         kinds = (
             ("missing", self.missing),
             ("of another shape", self.misshapen),
@@ -78,9 +79,8 @@ class Report:
             return
         lines = [f"{kind}: {line}" for kind, found in kinds for line in found]
         named = "; ".join(lines[:NAMED]) + (f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else "")
-        raise InputError(
-            f"{header.path}: the tensors do not fit the model ({counts}): {named}: use a file of this family in the official layout"
-        )
+        what = f"the tensors do not fit the model ({counts}): {named}: use a file of this family in the official layout"
+        raise FileError(f"{header.path}: {what}", "E3007")
 
 
 def family_parts(
@@ -97,8 +97,8 @@ def family_parts(
         Part(module, shape.prefix, dtype, open_clip_sources(shape.layers) if shape.layout == "open_clip" else None)
         for module, shape in zip(towers, family.towers, strict=True)
     ]
-    parts += [Part(vae, families.VAE, vae_dtype)] if vae is not None else []
-    return parts + ([Part(unet, families.UNET, dtype)] if unet is not None else [])
+    parts += [Part(vae, VAE, vae_dtype)] if vae is not None else []
+    return parts + ([Part(unet, UNET, dtype)] if unet is not None else [])
 
 
 def fill(
@@ -112,12 +112,13 @@ def fill(
     """Read every part's tensors into one flat allocation a module and assign them; the modules are then in eval mode, without gradients.
 
     `elsewhere` are prefixes whose tensors are not wanted (the checkpoint's VAE beside another one); `progress(n)`: n more bytes are read.
-    Raises InputError when a tensor is missing, unknown, misshapen or of a dtype that is not read, MemoryNeedError before any allocation.
+    Raises FileError when a tensor is missing, unknown, misshapen or of a dtype that is not read (E3007), MemoryNeedError before any
+    allocation, and what `reading.read` raises.
     """
     device = torch.device(device)
     placed = match(header, parts, elsewhere)
     sizes = [_flat_size(places, part.dtype) for part, places in zip(parts, placed, strict=True)]
-    check_memory(sum(sizes), _free(device), str(header.path))
+    check_memory(sum(sizes), free_memory(device), str(header.path))
     states = [_views(allocate(size, device), places, part.dtype) for part, places, size in zip(parts, placed, sizes, strict=True)]
     read(header, [copy for places, state in zip(placed, states, strict=True) for copy in _copies(places, state)], progress)
     for part, places, state in zip(parts, placed, states, strict=True):
@@ -127,13 +128,14 @@ def fill(
 
 
 def match(header: Header, parts: Sequence[Part], elsewhere: Sequence[str] = ()) -> list[list[Place]]:
-    """For each part its places, in the order of the file. Raises InputError unless the whole file is accounted for."""
+    """For each part its places, in the order of the file. Raises FileError unless the whole file is accounted for."""
     report, used, placed = Report(), set[str](), []
     for part in parts:
         found = [_place(header, part, name, tensor.shape, report, used) for name, tensor in part.module.state_dict().items()]
         placed.append(sorted((place for place in found if place is not None), key=lambda place: (place.entry.start, place.third or 0)))
+    spare = used | leftovers(header.tensors)
     for name, entry in header.tensors.items():
-        if name not in used and not name.startswith(tuple(elsewhere)) and not is_leftover(name, entry):
+        if name not in spare and not name.startswith(tuple(elsewhere)):
             report.unknown.append(f"{name} {entry.shape}")
     report.check(header)
     return placed
@@ -144,28 +146,30 @@ def _place(header: Header, part: Part, name: str, shape: torch.Size, report: Rep
     wanted = tuple(shape) if third is None else (3 * shape[0], *shape[1:])
     file_name, transposed = _spelling(header, file_name)
     entry = header.tensors.get(file_name)
+    if file_name not in used:  # three of the module's tensors can be thirds of one
+        _judge(report, file_name, entry, wanted, transposed)
     used.add(file_name)
+    return Place(name, shape, file_name, entry, third, transposed) if entry is not None else None
+
+
+def _judge(report: Report, name: str, entry: Entry | None, wanted: tuple[int, ...], transposed: bool) -> None:
+    """Add what is wrong with a tensor of the file."""
     if entry is None:
-        report.missing.append(f"{file_name} {wanted}")
-        return None
-    stands = entry.shape[::-1] if transposed else entry.shape
-    if stands != wanted:
-        report.misshapen.append(f"{file_name} is {entry.shape}, not {wanted}")
+        report.missing.append(f"{name} {wanted}")
+        return
+    if (entry.shape[::-1] if transposed else entry.shape) != wanted:
+        report.misshapen.append(f"{name} is {entry.shape}, not {wanted}")
     if entry.dtype not in DTYPES:
-        report.dtypes.append(f"{file_name} is {entry.dtype}, not {', '.join(DTYPES)}")
-    return Place(name, shape, entry, third, transposed)
+        report.dtypes.append(f"{name} is {entry.dtype}, not {', '.join(DTYPES)}")
 
 
 def _spelling(header: Header, name: str) -> tuple[str, bool]:
-    """The name as the file has it, and whether the tensor is transposed there.
-
-    OpenCLIP's `text_projection` (width, projection) is also met as a Linear's `text_projection.weight` (projection, width), and from
-    Playground v2 as `.weight.weight`: ComfyUI, comfy/utils.py clip_text_transformers_convert; sd-scripts, library/sdxl_model_util.py.
-    """
+    """The name as the file has it, and whether the tensor is transposed there: OpenCLIP's `text_projection` (width, projection) is also
+    met as a Linear's weight (projection, width)."""
     if name.endswith(".text_projection") and name not in header.tensors:
-        for odd in (f"{name}.weight", f"{name}.weight.weight"):
-            if odd in header.tensors:
-                return odd, True
+        for ending in TEXT_PROJECTION:
+            if name + ending in header.tensors:
+                return name + ending, True
     return name, False
 
 
@@ -200,7 +204,7 @@ def _copies(places: Sequence[Place], state: Mapping[str, Tensor]) -> list[Copy]:
     for place in places:
         source = DTYPES[place.entry.dtype]
         start = place.entry.start + (place.third or 0) * place.numel * source.itemsize
-        copies.append(Copy(start, source, state[place.name].view(-1)))
+        copies.append(Copy(place.file_name, start, source, state[place.name].view(-1)))
     return copies
 
 
@@ -209,7 +213,3 @@ def _turn(places: Sequence[Place], state: dict[str, Tensor]) -> None:
     for place in places:
         if place.transposed:
             state[place.name] = state[place.name].t().contiguous()
-
-
-def _free(device: torch.device) -> int | None:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()

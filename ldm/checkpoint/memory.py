@@ -1,7 +1,8 @@
-"""How much memory is free, and whether it is enough, without torch."""
+"""How much memory is free, and whether it is enough; torch is asked for devices alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ldm.errors import MemoryNeedError
@@ -9,12 +10,24 @@ from ldm.errors import MemoryNeedError
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 RESERVE = 256 * 2**20  # bytes kept free for everything else
+ADVICE = "close other programs, use --dtype bfloat16, or another machine"
 
 
-def free_memory() -> int | None:
-    """Bytes that can be allocated without swapping, the control group's limit considered; None where the system does not say."""
+def free_memory(device: object = "cpu") -> int | None:
+    """Bytes that can be allocated without swapping, the control group's limit considered; None where the system does not say.
+
+    On a CUDA device also those that torch holds without using them.
+    """
+    if str(device).startswith("cuda"):
+        return _on_cuda(str(device))
     free = [amount for amount in (_available(), _under_limit()) if amount is not None]
     return min(free, default=None)
+
+
+def _on_cuda(device: str) -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _available() -> int | None:
@@ -39,8 +52,21 @@ def _number(file: Path, key: str = "", unit: int = 1) -> int | None:
     return int(words[0]) * unit if words and words[0].isdigit() else None
 
 
-def check_memory(need: int, free: int | None, what: str = "the model") -> None:
-    """Raises MemoryNeedError, saying both, when `need` bytes and a reserve of 256 MiB are more than are free."""
-    if free is not None and need + RESERVE > free:
-        both = f"{what} needs {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free"
-        raise MemoryNeedError(f"{both}: close other programs, use --dtype bfloat16, or another machine")
+def fits(need: int, free: int | None) -> bool:
+    """Whether `need` bytes and a reserve of 256 MiB are free, as far as is known."""
+    return free is None or need + RESERVE <= free
+
+
+def check_memory(need: int, free: int | None, what: str = "the model", advice: Callable[[], str] = lambda: ADVICE) -> None:
+    """Raises MemoryNeedError, saying both and what to do, when `need` bytes and the reserve are more than are free."""
+    if free is not None and not fits(need, free):
+        raise MemoryNeedError(f"{what} needs {size(need)} of memory and {size(free)} are free: {advice()}")
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units: "6.9 GB"."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

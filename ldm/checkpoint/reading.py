@@ -1,6 +1,10 @@
 """Bytes of a file into memory of our own: parallel reads of small pieces, converted on the way. No file is mapped.
 
-A file that is cut or rewritten afterwards changes nothing; one that changes while it is read is an error.
+A file that is cut or rewritten afterwards changes nothing; one that changes while it is read is an error, and so are values that are
+not finite in the dtype that they end in.
+
+What is not seen: a rewrite that puts the file's time back to the nanosecond, and one by way of a shared map whose pages were already
+dirty when the reading began. `digests.verify` finds either.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import itertools
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,8 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.safetensors import Header, stamp
-from ldm.errors import InputError
+from ldm.checkpoint.finite import Fault, count, doubtful, refuse
+from ldm.checkpoint.safetensors import MAX_HEADER, Header, read_header, stamp
+from ldm.errors import FileError
 
 ALIGN = 64  # bytes: where each tensor begins in its module's memory
 PIECE = 2**20  # bytes of file that are read and converted at once on the CPU: they stay in the cache between the two
@@ -27,12 +33,14 @@ DEVICE_PIECE = 2**24  # bytes of file that travel to another device at once
 TASK = 2**25  # bytes of file that a worker takes at a time
 WORKERS = 8
 HUGE = 2**22  # bytes: allocations from here on ask for huge pages
+TICK = 10_000_000  # ns: the coarsest clock by which a kernel dates a change; two writes within one tick have one date
 
 
 @dataclass(frozen=True)
 class Copy:
-    """`start` and what follows in the file, of `dtype`, fills `target` (1-D, contiguous)."""
+    """`start` and what follows in the file, a part of the tensor `name`, of `dtype`, fills `target` (1-D, contiguous)."""
 
+    name: str
     start: int
     dtype: torch.dtype
     target: Tensor
@@ -55,19 +63,22 @@ def allocate(nbytes: int, device: torch.device) -> Tensor:
 def read(header: Header, copies: Sequence[Copy], progress: Callable[[int], None] | None = None) -> None:
     """Carry out all copies. `progress(n)` says that n more bytes of the file are read, from the caller's thread.
 
-    Raises InputError when the file cannot be read or is not the one that the header was read from, before or after.
+    Raises FileError when the file cannot be read, is not the one that the header was read from, before or after (E3009), or holds values
+    that are not finite (E3008).
     """
     before = torch.get_num_threads()
     workers = min(WORKERS, max(os.cpu_count() or 1, 2))
     with _Source(header) as source, ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        source.check()
+        source.settle()
         try:
-            for count in pool.map(source.read, _tasks(copies)):
+            for nbytes in pool.map(source.read, _tasks(copies)):
                 if progress is not None:
-                    progress(count)
+                    progress(nbytes)
+            faults = [fault for fault in pool.map(source.count, source.doubts()) if fault is not None]
         finally:
             torch.set_num_threads(before)  # a worker's setting is the default of threads to come
         source.check()
+    refuse(header, faults)
 
 
 def _tasks(copies: Sequence[Copy]) -> list[list[Copy]]:
@@ -85,33 +96,54 @@ def _tasks(copies: Sequence[Copy]) -> list[list[Copy]]:
 
 
 def _pieces(copy: Copy) -> Iterator[Copy]:
-    count = (PIECE if copy.target.device.type == "cpu" else DEVICE_PIECE) // copy.dtype.itemsize
-    for i, target in enumerate(copy.target.split(count)):
+    size = (PIECE if copy.target.device.type == "cpu" else DEVICE_PIECE) // copy.dtype.itemsize
+    for i, target in enumerate(copy.target.split(size)):
         if target.numel():
-            yield Copy(copy.start + i * count * copy.dtype.itemsize, copy.dtype, target)
+            yield Copy(copy.name, copy.start + i * size * copy.dtype.itemsize, copy.dtype, target)
 
 
 class _Source:
     """An open file that must stay as its header was read; `read` may be called from several threads."""
 
     def __init__(self, header: Header) -> None:
+        self.header = header
         self.path: Path = header.path
-        self.stamp = header.stamp
         self.local = threading.local()
+        self.found: list[tuple[Copy, Tensor | None]] = []  # pieces to be counted; on a device, if the flag beside them is set
 
     def __enter__(self) -> _Source:
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise InputError(f"{self.path}: cannot be opened ({error.strerror}): check its permissions") from None
+            raise FileError(f"{self.path}: cannot be opened ({error.strerror}): check its permissions", "E3001") from None
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
 
+    def settle(self) -> None:
+        """`check`, and for a file that has just been written wait until the next change will be dated otherwise, then look again."""
+        self.check()
+        age = time.time_ns() - os.fstat(self.descriptor).st_mtime_ns
+        if 0 <= age < TICK:
+            time.sleep((TICK - age) / 1e9)
+            self._compare()
+
+    def _compare(self) -> None:
+        """The header again: it was perhaps read before a change that has the same date."""
+        try:
+            same = read_header(self.path, max(MAX_HEADER + 1, self.header.data_start)) == self.header
+        except FileError:
+            same = False
+        if not same:
+            raise self._changed()
+
     def check(self) -> None:
-        if stamp(os.fstat(self.descriptor)) != self.stamp:
-            raise InputError(f"{self.path}: the file changed while it was being read: run again when it is written")
+        if stamp(os.fstat(self.descriptor)) != self.header.stamp:
+            raise self._changed()
+
+    def _changed(self) -> FileError:
+        return FileError(f"{self.path}: the file changed while it was being read: run again when it is written", "E3009")
 
     def read(self, pieces: Sequence[Copy]) -> int:
         for piece in pieces:
@@ -120,20 +152,38 @@ class _Source:
 
     def _read_one(self, piece: Copy) -> None:
         target = piece.target
-        if target.device.type == "cpu" and target.dtype == piece.dtype:
-            self._fill(target.view(torch.uint8), piece.start)
+        if target.device.type != "cpu":
+            self._read_device(piece)
             return
+        values = target if target.dtype == piece.dtype else self._scratch(piece.nbytes).view(piece.dtype)
+        self._fill(values.view(torch.uint8), piece.start)
+        if values is not target:
+            target.copy_(values)
+        if doubtful(values if values.itemsize < target.itemsize else target):  # a wider dtype holds all values of a narrower one
+            self.found.append((piece, None))
+
+    def _read_device(self, piece: Copy) -> None:
+        target = piece.target
         scratch = self._scratch(piece.nbytes, pinned=target.device.type == "cuda")
         self._fill(scratch, piece.start)
-        values = scratch.view(piece.dtype)
-        if target.device.type == "cpu":
-            target.copy_(values)
-            return
-        target.copy_(values.to(target.device, non_blocking=True))
+        target.copy_(scratch.view(piece.dtype).to(target.device, non_blocking=True))
+        self.found.append((piece, torch.isfinite(target).all()))  # stays there until all is read
         if target.device.type == "cuda":
             torch.cuda.current_stream(target.device).synchronize()  # the scratch is written again
 
-    def _scratch(self, nbytes: int, *, pinned: bool) -> Tensor:
+    def doubts(self) -> list[Copy]:
+        """The pieces that must be counted, in the order of the file."""
+        flags = [flag for _, flag in self.found if flag is not None]
+        fine = iter(torch.stack(flags).tolist() if flags else ())
+        return sorted((piece for piece, flag in self.found if flag is None or not next(fine)), key=lambda piece: piece.start)
+
+    def count(self, piece: Copy) -> Fault | None:
+        scratch = self._scratch(piece.nbytes)
+        self._fill(scratch, piece.start)
+        at = (piece.start - self.header.tensors[piece.name].start) // piece.dtype.itemsize
+        return count(piece.name, at, scratch.view(piece.dtype), piece.target)
+
+    def _scratch(self, nbytes: int, *, pinned: bool = False) -> Tensor:
         """The thread's own buffer, at least as large as a piece; the other threads read while this one is on its way to the device."""
         held: Tensor | None = getattr(self.local, "scratch", None)
         if held is None or held.numel() < nbytes:
@@ -146,9 +196,11 @@ class _Source:
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(self.descriptor, [view[done:]], start + done)
+                nbytes = os.preadv(self.descriptor, [view[done:]], start + done)
             except OSError as error:
-                raise InputError(f"{self.path}: cannot be read at byte {start + done:,} ({error.strerror}): check the disk") from None
-            if count == 0:
-                raise InputError(f"{self.path}: the file changed while it was being read (it now ends at byte {start + done:,}): run again")
-            done += count
+                what = f"cannot be read at byte {start + done:,} ({error.strerror}): check the disk"
+                raise FileError(f"{self.path}: {what}", "E3009") from None
+            if nbytes == 0:
+                what = f"the file changed while it was being read (it now ends at byte {start + done:,}): run again"
+                raise FileError(f"{self.path}: {what}", "E3009")
+            done += nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 Buffer = bytes | bytearray | memoryview
+Given = tuple[str, str, tuple[int, ...], Buffer | Callable[[], Buffer]]  # the fields of an Item
+HASH = "modelspec.hash_sha256"
+NO_HASH = "0x" + 64 * "0"
 
 
 class Item(NamedTuple):
@@ -30,28 +34,49 @@ class Item(NamedTuple):
 
 def save(
     path: str | os.PathLike[str],
-    tensors: Iterable[tuple[str, str, tuple[int, ...], Buffer | Callable[[], Buffer]]],
+    tensors: Iterable[Given],
     metadata: Mapping[str, str] | None = None,
     *,
     overwrite: bool = False,
     pad: int = 8,
+    digest: bool = False,
 ) -> Path:
-    """Write a safetensors file and return its path; the tensors are ordered by width of dtype, then by name, as the reference orders them.
+    """Write a safetensors file and return its path: what `content` says, by way of `write_atomic`.
 
-    `metadata` is written as it is (ModelSpec's keys, `ldm.family`); spaces bring the data to a multiple of `pad` bytes, 1: as old official
-    files. Raises InputError for a tensor that is not what it says, or when the path exists and `overwrite` is false.
+    Raises InputError for a tensor that is not what it says, or when the path exists and `overwrite` is false.
     """
     path = Path(path)
-    items = ordered(tensors)
-    start = head(items, dict(metadata or {}), pad)
     try:
-        return write_atomic(path, lambda file: _write(file, start, items), overwrite=overwrite)
+        return write_atomic(path, content(tensors, metadata, pad=pad, digest=digest), overwrite=overwrite)
     except FileExistsError:
         raise InputError(f"{path}: exists already: choose another name, or overwrite it explicitly") from None
 
 
-def ordered(tensors: Iterable[tuple[str, str, tuple[int, ...], Buffer | Callable[[], Buffer]]]) -> list[Item]:
-    """The tensors in the order in which they are written."""
+def content(
+    tensors: Iterable[Given], metadata: Mapping[str, str] | None = None, *, pad: int = 8, digest: bool = False
+) -> Callable[[BinaryIO], None]:
+    """What writes the whole of a safetensors file into an open one; the tensors are in the order of `ordered`.
+
+    `metadata` is written as it is (ModelSpec's keys, `ldm.family`); spaces bring the data to a multiple of `pad` bytes, 1: as old official
+    files. `digest` adds ModelSpec's hash of the tensors' bytes, which is put in its place when all are written.
+    """
+    items = ordered(tensors)
+    start = head(items, {**(metadata or {}), **({HASH: NO_HASH} if digest else {})}, pad)
+
+    def write(file: BinaryIO) -> None:
+        found = hashlib.sha256()
+        file.write(start)
+        for item in items:
+            _write_one(file, item, found.update if digest else None)  # its bytes are let go before the next are made
+        if digest:
+            file.seek(start.index(f'"{HASH}":"{NO_HASH}"'.encode()) + len(HASH) + 6)  # behind "HASH":"0x
+            file.write(found.hexdigest().encode())
+
+    return write
+
+
+def ordered(tensors: Iterable[Given]) -> list[Item]:
+    """The tensors in the order in which they are written: by width of dtype, then by name, as the reference orders them."""
     rank = {dtype: i for i, dtype in enumerate(reversed(BITS))}  # the widest first
     return sorted((Item(*tensor) for tensor in tensors), key=lambda item: (rank[item.dtype], item.name))
 
@@ -74,18 +99,14 @@ def _nbytes(item: Item) -> int:
     return math.prod(item.shape) * BITS[item.dtype] // 8
 
 
-def _write(file: BinaryIO, start: bytes, items: list[Item]) -> None:
-    file.write(start)
-    for item in items:
-        _write_one(file, item)  # its bytes are let go before the next are made
-
-
-def _write_one(file: BinaryIO, item: Item) -> None:
+def _write_one(file: BinaryIO, item: Item, told: Callable[[memoryview], object] | None) -> None:
     view = memoryview(item.data() if callable(item.data) else item.data)
     if view.nbytes != _nbytes(item):
         raise InputError(f"tensor {item.name!r}: {view.nbytes:,} bytes do not hold {item.dtype} {item.shape}: give them in C order")
     if view.nbytes:  # a view with a zero in its shape cannot be cast
         file.write(view.cast("B"))
+        if told is not None:
+            told(view.cast("B"))
 
 
 def tensor_items(state: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> list[Item]:

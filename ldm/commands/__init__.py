@@ -15,7 +15,13 @@ import ldm
 from ldm.commands.streams import complain, mute, say
 from ldm.errors import InputError, LdmError, near_matches
 
-VERBS = {"sample": "a prompt in, pictures out"}
+VERBS = {
+    "sample": "a prompt in, pictures out",
+    "info": "what a model file or a picture is, and how it was made",
+    "models": "the model files that names reach, and what each is",
+    "pull": "a model file from the Hugging Face Hub",
+    "doctor": "what this machine has of all that is needed, with remedies",
+}
 INTERRUPTED, TERMINATED = 130, 143
 
 

@@ -96,12 +96,28 @@ def make_folder(folder: Path) -> None:
         raise _refused(folder, error) from error
 
 
-def candidates(output: str, seed: int, place: int) -> Iterator[Path]:
+class Numbers:
+    """The running numbers of a folder's pictures, behind the highest that is there. One for a whole run: the folder is listed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._last = folder, -1
+
+    def take(self) -> int:
+        """The next number."""
+        self._last = (_last_number(self._folder) if self._last < 0 else self._last) + 1
+        return self._last
+
+
+def candidates(output: str, seed: int, place: int, numbers: Numbers | None = None) -> Iterator[Path]:
     """Names for a picture, the first choice first; `place` in the batch (from 0) numbers the files of a file name."""
     path = Path(output)
     if is_file(output):
         yield from _numbered(path, place)
-    yield from (path / f"{number:05}-{seed}.png" for number in count(_last_number(path) + 1))
+    numbers = numbers or Numbers(path)
+    while True:
+        name = path / f"{numbers.take():05}-{seed}.png"
+        if not os.path.lexists(name):  # another process is at the same number
+            yield name
 
 
 def _numbered(path: Path, first: int) -> Iterator[Path]:

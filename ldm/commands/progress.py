@@ -9,16 +9,10 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
+from ldm.checkpoint.memory import size
 from ldm.commands.streams import mute
 
-
-def size(count: float) -> str:
-    """Bytes for people, in decimal units: "6.9 GB"."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+__all__ = ["Bar", "rate", "size"]
 
 
 def rate(steps: int, seconds: float) -> str:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ldm
+from ldm.checkpoint.memory import size
 from ldm.commands import output
-from ldm.commands.memory import memory_for
-from ldm.commands.progress import Bar, rate, size
+from ldm.commands.progress import Bar, rate
 from ldm.commands.streams import complain, say, tell
 from ldm.diffusion import profiles
 from ldm.errors import InputError, LdmError, near_matches
@@ -72,15 +72,46 @@ def _check_names(job: Job, profile: profiles.Profile) -> None:
 
 
 def _load(job: Job) -> Pipeline:
-    from ldm.pipeline import BOX
-
-    path = Path(job.model) if job.model is not None else weights() / BOX
+    path = _model(job)
     say(f"loading {_name(path)}" + (f" ({size(path.stat().st_size)})" if os.path.isfile(path) else ""), job.quiet)
+    _look_ahead(job)
     start = time.perf_counter()
-    with Bar("loading", job.quiet, unit="B") as bar, memory_for("loading the model", "close other programs, or add --dtype bfloat16"):
-        pipeline = ldm.load(job.model, device=job.device, dtype=job.dtype, vae=job.vae, progress=bar.count)
+    with Bar("loading", job.quiet, unit="B") as bar:
+        pipeline = ldm.load(
+            job.model,
+            device=job.device,
+            dtype=job.dtype,
+            vae=job.vae,
+            progress=bar.count,
+            max_header=job.max_header,
+            verify=job.verify,
+        )
     say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {_place(pipeline)}", job.quiet)
     return pipeline
+
+
+def _model(job: Job) -> Path:
+    from ldm.pipeline import BOX
+
+    return Path(job.model) if job.model is not None else weights() / BOX
+
+
+def _look_ahead(job: Job) -> None:
+    """From the header alone: MemoryNeedError where the job will not fit, and with --debug what of the metadata is not read."""
+    from ldm.checkpoint.families import recognise
+    from ldm.checkpoint.kinds import unread_metadata
+    from ldm.checkpoint.safetensors import read_header
+    from ldm.devices import place_for
+    from ldm.resolve import resolve
+    from ldm.runtime import need
+
+    header = read_header(_model(job), job.max_header)
+    unread = unread_metadata(header) if job.debug else []
+    if unread:
+        say(f"metadata that is not read: {', '.join(map(ascii, unread))}", job.quiet)
+    family = recognise(header)
+    place = place_for(family, job.device, job.dtype)
+    need.check_job(need.plan_of(*resolve(job, family), family, **place._asdict()))
 
 
 def _place(pipeline: Pipeline) -> str:
@@ -106,25 +137,22 @@ def _advise(sampler: str, steps: int, quiet: bool) -> None:
 
 
 def _generate(pipeline: Pipeline, job: Job, bar: Bar) -> Result:
-    defaults = pipeline.family.defaults
-    what = f"{job.batch} of {job.width or defaults.width}x{job.height or defaults.height} in {_dtype(pipeline)}"
-    with memory_for(f"making pictures, {what}", "take a smaller --width and --height, a smaller --batch, or --dtype bfloat16"):
-        return pipeline.generate(
-            job.prompt,
-            job.negative,
-            width=job.width,
-            height=job.height,
-            steps=job.steps,
-            cfg=job.cfg,
-            sampler=job.sampler,
-            schedule=job.schedule,
-            sigmas=job.sigmas,
-            seed=job.seed,
-            batch=job.batch,
-            profile=job.profile,
-            overrides=job.overrides,
-            on_step=bar.step,
-        )
+    return pipeline.generate(
+        job.prompt,
+        job.negative,
+        width=job.width,
+        height=job.height,
+        steps=job.steps,
+        cfg=job.cfg,
+        sampler=job.sampler,
+        schedule=job.schedule,
+        sigmas=job.sigmas,
+        seed=job.seed,
+        batch=job.batch,
+        profile=job.profile,
+        overrides=job.overrides,
+        on_step=bar.step,
+    )
 
 
 def _timing(steps: int, seconds: float) -> str:
@@ -153,10 +181,10 @@ def _save(pipeline: Pipeline, result: Result, job: Job, timing: str) -> int:
 
 
 def _save_latents(result: Result, path: Path, overwrite: bool) -> int:
-    from safetensors.numpy import save
+    from ldm.checkpoint.writer import content, tensor_items
 
-    content = save({"latents": result.latents.float().cpu().numpy()}, {"seeds": ",".join(map(str, result.seeds))})
-    write = partial(write_atomic, write=lambda file: file.write(content))
+    tensors = tensor_items({"latents": result.latents.float()})
+    write = partial(write_atomic, write=content(tensors, {"seeds": ",".join(map(str, result.seeds))}))
     try:
         output.save_or_keep(iter([path]), path.parent, f"ldm-{result.seeds[0]}.safetensors", write, overwrite)
     except LdmError as error:

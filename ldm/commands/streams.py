@@ -10,12 +10,19 @@ from typing import TextIO
 from ldm.errors import CODES, LdmError
 
 
+def printable(text: str) -> str:
+    """A text on one line of a terminal, whoever wrote it: what is not printable becomes its escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text)
+
+
 def say(text: str, quiet: bool = False) -> None:
-    """A line on stderr, if there is one that takes it."""
+    """Lines on stderr, if there is one that takes them; names of files and words of strangers cannot steer the terminal."""
     if quiet or sys.stderr is None:  # print(file=None) would write to stdout
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
     except (OSError, ValueError, RuntimeError):  # the last: a signal has come amid another line
         mute(sys.stderr)
 

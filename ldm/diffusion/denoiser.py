@@ -13,6 +13,7 @@ from typing import Literal
 from torch import Tensor
 
 from ldm.diffusion.schedules import SigmaTable
+from ldm.errors import InputError
 
 Predict = Callable[[Tensor, float], Tensor]  # (x scaled (N, 4, h, w), t) -> eps or v, (N, 4, h, w) of any float dtype
 
@@ -21,10 +22,13 @@ class Denoiser:
     """`denoise(x, sigma) -> x0` around `predict(x_in, t)`, which is all that is known of the network.
 
     `prediction` is "epsilon" (noise; Ho et al. 2020) or "v" (velocity; Salimans and Ho 2022, section 4). `timestep` is the
-    profile's rule of SigmaTable.locate. N rows go in, N come out; nothing is remembered between calls.
+    profile's rule of SigmaTable.locate. N rows go in, N come out; nothing is remembered between calls. Epsilon with a table of zero
+    terminal SNR is an InputError: at its last step x is noise alone, and x - sigma * eps the difference of two equal numbers.
     """
 
     def __init__(self, predict: Predict, table: SigmaTable, prediction: Literal["epsilon", "v"], timestep: str) -> None:
+        if table.zero_terminal and prediction != "v":
+            raise InputError(f"prediction {prediction!r} with zero terminal SNR: it needs v-prediction: take the model's own schedule")
         self._predict = predict
         self._table = table
         self._velocity = prediction == "v"

@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.diffusion import philox
 from ldm.diffusion.brownian import BrownianTree
 from ldm.diffusion.rounding import log_trip
+from ldm.diffusion.samplers.loop import check_sigmas
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
@@ -91,8 +92,10 @@ def make_noise(
 ) -> Noise:
     """The noise that `sampler` needs along `sigmas`, by the profile's rules.
 
-    `seeds`: one an image, each 0 to 2^64 - 1. `shape`: of one image, (4, h, w), or of the batch. `sigmas`: the full schedule.
+    `seeds`: one an image, each 0 to 2^64 - 1. `shape`: of one image, (4, h, w), or of the batch. `sigmas`: the full schedule; InputError
+    where they are none.
     """
+    check_sigmas(sigmas)
     starts = _streams(profile, seeds, shape)
     step: NoiseFn = _no_noise
     if sampler.noise == "ancestral":
@@ -142,9 +145,10 @@ class _Brownian:
     def __call__(self, i: int, sigma: float, sigma_next: float) -> Tensor:
         high, low = (self._ends.get(end, end) for end in (sigma, sigma_next))
         increments = torch.cat([tree(low, high) for tree in self._trees])
-        if high == low:  # a midpoint that rounds to its end: the increment is zero, and so is its std
-            return increments
-        return -increments / (torch.tensor(high) - torch.tensor(low)).sqrt()
+        length = torch.tensor(high) - torch.tensor(low)
+        if not length:  # a midpoint that rounds to its end: the increment is zero, and so is its std
+            return torch.zeros_like(increments)
+        return -increments / length.sqrt()
 
 
 def _no_noise(i: int, sigma: float, sigma_next: float) -> Tensor:

@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ldm.models.unet import Prepared, UNet
+if TYPE_CHECKING:
+    from ldm.models.unet import Prepared, UNet
+
+Evaluate = Callable[[], Tensor]
+Attempt = Callable[[Evaluate, Evaluate], Tensor]  # the first, or the second where the first gives out
 
 
 class Prediction:
     """predict(x, t) for `count` pictures a row of conditioning: x (R * count, C, h, w), the first `count` rows with row 0 and so on.
 
     On the CPU each picture is evaluated alone, with its R rows: a matrix product of other height has other last bits there, and a
-    picture must not depend on its batch.
+    picture must not depend on its batch. `attempt(run, again)` is given two ways to one result, `again` row by row, which all later
+    evaluations keep to: nothing but the result leaves an evaluation, so one that broke off leaves no trace.
     """
 
-    def __init__(self, unet: UNet, context: Tensor, vector: Tensor, *, count: int) -> None:
+    def __init__(
+        self, unet: UNet, context: Tensor, vector: Tensor, *, count: int, attempt: Attempt = lambda run, again: run()
+    ) -> None:
         weight = next(unet.parameters())
-        self.unet, self.dtype = unet, weight.dtype
+        self.unet, self.dtype, self.attempt = unet, weight.dtype, attempt
         self.passes = count if weight.device.type == "cpu" else 1
         self.repeats = count // self.passes
         self.vector = vector.to(weight) if unet.shape.vector_dim else None
         self.text = unet.prepare(context.to(weight), self.vector, []).repeat(self.repeats)
         self.steps: dict[float, Prepared] = {}
+        self.row_by_row = False
 
     def prepare(self, ts: Sequence[float]) -> None:
         """The embeddings of steps to come, in one product; a step that was not announced is prepared when it comes."""
         new = sorted(set(ts) - set(self.steps))
         for t, shifts in zip(new, self.unet.shifts(self.vector, new), strict=True):
-            self.steps[t] = replace(self.text, shifts=Prepared([], [shifts]).repeat(self.repeats).shifts)
+            self.steps[t] = replace(self.text, shifts=replace(self.text, keys=[], shifts=[shifts]).repeat(self.repeats).shifts)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
+        return self.attempt(partial(self._evaluate, x, t), partial(self._again, x, t))
+
+    def _again(self, x: Tensor, t: float) -> Tensor:
+        self.row_by_row = True
+        return self._evaluate(x, t)
+
+    def _evaluate(self, x: Tensor, t: float) -> Tensor:
         self.prepare([t])
         passes = x.to(self.dtype).unflatten(0, (-1, self.passes)).unbind(1)  # (R * count, ...) -> count times (R, ...)
-        out = torch.stack([self.unet(rows, self.steps[t], 0) for rows in passes], 1)
+        out = torch.stack([self._pass(rows, self.steps[t]) for rows in passes], 1)
         return out.flatten(0, 1).to(x.dtype)
+
+    def _pass(self, rows: Tensor, prepared: Prepared) -> Tensor:
+        if not self.row_by_row:
+            return self.unet(rows, prepared, 0)
+        return torch.cat([self.unet(row, prepared.row(r), 0) for r, row in enumerate(rows.split(1))])

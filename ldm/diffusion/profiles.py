@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ldm import resources
-from ldm.errors import InputError, near_matches
+from ldm.errors import InputError, near_matches, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def load_profile(name: str) -> Profile:
 def override(profile: Profile, values: Mapping[str, Any]) -> Profile:
     """`profile` with some fields set, from text as `--set field=value` gives it (lists are separated by commas) or from plain values."""
     if not isinstance(values, Mapping):
-        raise InputError(f"overrides {values!r} are not acceptable: give a mapping of profile fields to values")
+        raise InputError(f"overrides {shown(values)} are not acceptable: give a mapping of profile fields to values")
     return replace(profile, **{field: _checked(field, _parsed(field, text)) for field, text in values.items()})
 
 
@@ -90,7 +90,7 @@ def _integer(field: str, text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"profile field {field!r} cannot be {text!r}: give a whole number") from None
+        raise InputError(f"profile field {field!r} cannot be {shown(text)}: give a whole number") from None
 
 
 def _checked(field: str, value: Any) -> Any:
@@ -102,10 +102,10 @@ def _checked(field: str, value: Any) -> Any:
         return tuple(value)
     if get_origin(kind) is Literal and value in get_args(kind):
         return value
-    raise InputError(f"profile field {field!r} cannot be {value!r}: {_remedy(kind, value)}")
+    raise InputError(f"profile field {field!r} cannot be {shown(value)}: {_remedy(kind, value)}")
 
 
 def _remedy(kind: Any, value: Any) -> str:
     if get_origin(kind) is Literal:
-        return near_matches(str(value), list(get_args(kind)))
+        return near_matches(value if isinstance(value, str) else shown(value), list(get_args(kind)))
     return "give a whole number from 0 to 2^63 - 1" if kind is int else "give a list of sampler names"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.diffusion.rounding import nearest
 from ldm.errors import InputError, near_matches
+from ldm.limits import HIGHEST_SIGMA
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
@@ -31,10 +32,14 @@ class SigmaTable:
 
     `sigmas` and `log_sigmas`: (1000,) float32, ascending. `low`, `high`: the ends as floats.
     `alphas` names the precision of the cumulated alphas, in which engines differ: "float64", "float32" or "float16".
-    `zero_terminal` rescales them so that the last step is noise alone but for LAST_ALPHA, as ComfyUI does it.
+    `zero_terminal` rescales them so that the last step is noise alone but for LAST_ALPHA, as ComfyUI does it; float16 has no number
+    there but 2^-24 and 0, so the two together are an InputError.
     """
 
     def __init__(self, alphas: str = "float64", *, zero_terminal: bool = False) -> None:
+        if zero_terminal and alphas == "float16":
+            raise InputError("alphas 'float16' cannot hold a schedule with zero terminal SNR: take --set alphas=float32")
+        self.zero_terminal = zero_terminal
         start, end = (math.sqrt(beta) for beta in _BETAS)
         betas = torch.linspace(start, end, STEPS, dtype=torch.float64) ** 2
         alphas_bar = (1 - betas).cumprod(0).to({"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}[alphas])
@@ -122,12 +127,18 @@ def _simple(n: int, table: SigmaTable, _profile: Profile) -> Tensor:
     return table.sigmas[[STEPS - 1 - int(k * stride) for k in range(n)]]
 
 
+def _trailing(n: int, table: SigmaTable, _profile: Profile) -> Tensor:
+    """Whole training steps, evenly from t = 999 down: what models distilled to few steps are made for (diffusers' "trailing")."""
+    return table.at_linear(_timesteps(n, "trailing"))
+
+
 _MAKERS: dict[str, Callable[[int, SigmaTable, Profile], Tensor]] = {
     "karras": _karras,
     "exponential": _exponential,
     "normal": _normal,
     "sgm_uniform": _sgm_uniform,
     "simple": _simple,
+    "trailing": _trailing,
 }
 SCHEDULES = tuple(_MAKERS)
 
@@ -172,14 +183,14 @@ def sigmas(schedule: str, steps: int, table: SigmaTable, profile: Profile, sampl
 def custom(values: Sequence[float]) -> list[float]:
     """A list of the user's own, each value rounded to float32.
 
-    InputError unless it has 2 to 1001 values, all finite, strictly decreasing after rounding, the last 0 or above.
+    InputError unless it has 2 to 1001 values, all below HIGHEST_SIGMA, strictly decreasing after rounding, the last 0 or above.
     """
     if not 2 <= len(values) <= MAX_STEPS + 1:
         raise InputError(f"a sigma list cannot have {len(values)} values: give 2 to {MAX_STEPS + 1}, one more than steps")
     rounded = [nearest(value) for value in values]
     for place, (value, exact) in enumerate(zip(values, rounded, strict=True), 1):
-        if not math.isfinite(exact) or exact < 0:
-            raise InputError(f"sigma {place} cannot be {value}: give finite numbers, 0 or above")
+        if not 0 <= exact < HIGHEST_SIGMA:
+            raise InputError(f"sigma {place} cannot be {value}: give numbers from 0 to below {HIGHEST_SIGMA:.0f}")
     for place, (a, b) in enumerate(pairwise(rounded), 2):
         if b >= a:
             raise InputError(f"sigma {place} ({b:g}) is not below the one before ({a:g}): give a strictly decreasing list")

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ldm.models.shapes import TowerShape
+from ldm.ops.activation import gelu, sigmoid
 from ldm.ops.attention import attention
+from ldm.ops.linear import Linear, linear
 
 
 class TextOutput(NamedTuple):
@@ -30,7 +31,7 @@ class CLIPText(nn.Module):
         self.shape = shape
         self.text_model = TextModel(shape)
         self.text_projection = nn.Parameter(torch.empty(shape.width, shape.projection)) if shape.projection else None
-        if self.text_projection is not None:
+        if self.text_projection is not None and not self.text_projection.is_meta:
             nn.init.normal_(self.text_projection, std=shape.width**-0.5)
 
     def forward(self, ids: Tensor) -> TextOutput:
@@ -38,7 +39,7 @@ class CLIPText(nn.Module):
         return TextOutput(penultimate, last, self._pool(ids, last))
 
     def _pool(self, ids: Tensor, last: Tensor) -> Tensor | None:
-        return None if self.text_projection is None else self.summary(ids, last) @ self.text_projection
+        return None if self.text_projection is None else linear(self.summary(ids, last), self.text_projection.T)
 
     def summary(self, ids: Tensor, last: Tensor) -> Tensor:
         """The last layer (B, 77, W) at the first end token, which padding may repeat, normed: (B, W)."""
@@ -63,11 +64,17 @@ class TextModel(nn.Module):
 class Embeddings(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(shape.vocab, shape.width)
-        self.position_embedding = nn.Embedding(shape.length, shape.width)
+        self.token_embedding = embedding(shape.vocab, shape.width)
+        self.position_embedding = embedding(shape.length, shape.width)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+def embedding(count: int, width: int) -> nn.Embedding:
+    """Drawn, but on the meta device only shaped: to draw there, torch imports its compiler, which takes longer than a second."""
+    weight = torch.empty(count, width)
+    return nn.Embedding.from_pretrained(weight, freeze=False) if weight.is_meta else nn.Embedding(count, width)
 
 
 class Encoder(nn.Module):
@@ -93,10 +100,10 @@ class SelfAttention(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
         self.heads = shape.heads
-        self.q_proj = nn.Linear(shape.width, shape.width)
-        self.k_proj = nn.Linear(shape.width, shape.width)
-        self.v_proj = nn.Linear(shape.width, shape.width)
-        self.out_proj = nn.Linear(shape.width, shape.width)
+        self.q_proj = Linear(shape.width, shape.width)
+        self.k_proj = Linear(shape.width, shape.width)
+        self.v_proj = Linear(shape.width, shape.width)
+        self.out_proj = Linear(shape.width, shape.width)
 
     def forward(self, h: Tensor) -> Tensor:
         q, k, v = (rearrange(proj(h), "B T (H D) -> B H T D", H=self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -106,9 +113,9 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
-        self.activation = quick_gelu if shape.activation == "quick_gelu" else F.gelu
-        self.fc1 = nn.Linear(shape.width, shape.mlp)
-        self.fc2 = nn.Linear(shape.mlp, shape.width)
+        self.activation = quick_gelu if shape.activation == "quick_gelu" else gelu
+        self.fc1 = Linear(shape.width, shape.mlp)
+        self.fc2 = Linear(shape.mlp, shape.width)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.fc2(self.activation(self.fc1(h)))
@@ -116,4 +123,4 @@ class MLP(nn.Module):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """x sigmoid(1.702 x): OpenAI's CLIP was trained with this approximation, OpenCLIP's bigG with the exact GELU."""
-    return x * torch.sigmoid(1.702 * x)
+    return x * sigmoid(1.702 * x)

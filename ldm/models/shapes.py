@@ -36,7 +36,7 @@ class Numbers:
         wrong = sorted(set(values) - set(known) | set(known) - set(values) - set(cls._defaults()))
         if wrong:
             what = "unknown" if wrong[0] in values else "missing"
-            raise InputError(f"{cls.__name__}: {what} key {reprlib.repr(wrong[0])}: the keys are {', '.join(known)}")
+            raise InputError(f"{cls.__name__}: {what} key {wrong[0][:MOST_LETTERS]!r}: the keys are {', '.join(known)}")
         hints = get_type_hints(cls)
         return cls(**{key: _convert(f"{cls.__name__}.{key}", hints[key], value) for key, value in values.items()})
 

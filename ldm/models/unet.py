@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.models.shapes import UNetShape
+from ldm.ops.activation import SiLU, gelu
 from ldm.ops.attention import attention
 from ldm.ops.embedding import sinusoid
+from ldm.ops.linear import Linear
+from ldm.ops.pointwise import Pointwise
 
-Shifts = list[Tensor]  # one (R, C) a residual block: what the time and size embeddings add there
+Shifts = list[Tensor]  # one (R, C), or (1, C) for all rows, a residual block: what the time and size embeddings add there
 Keys = list[tuple[Tensor, Tensor]]  # one pair a cross-attention: keys and values of the text, (R, H, S, D) each
 
 
@@ -33,7 +36,13 @@ class Prepared:
     def repeat(self, count: int) -> Self:
         """For `count` pictures a row, in the order row 0, row 0, ..., row 1, row 1, ..."""
         keys = [(k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.keys]
-        return replace(self, keys=keys, shifts=[[shift.repeat_interleave(count, 0) for shift in step] for step in self.shifts])
+        shifts = [[shift.repeat_interleave(count, 0) if len(shift) > 1 else shift for shift in step] for step in self.shifts]
+        return replace(self, keys=keys, shifts=shifts)
+
+    def row(self, r: int) -> Self:
+        """For row r alone."""
+        keys = [(k[r : r + 1], v[r : r + 1]) for k, v in self.keys]
+        return replace(self, keys=keys, shifts=[[shift[r : r + 1] if len(shift) > 1 else shift for shift in step] for step in self.shifts])
 
 
 class UNet(nn.Module):
@@ -50,7 +59,7 @@ class UNet(nn.Module):
         self.middle_block = build_middle(shape, skips[-1])
         self.output_blocks = build_output(shape, skips)
         width = shape.model_channels * shape.channel_mult[0]
-        self.out = nn.Sequential(nn.GroupNorm(shape.norm_groups, width), nn.SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1))
+        self.out = nn.Sequential(nn.GroupNorm(shape.norm_groups, width), SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1))
 
     def prepare(self, context: Tensor, vector: Tensor | None, ts: Sequence[float]) -> Prepared:
         """context (R, S, D), vector (R, V), training step indices -> the text's keys and values, and the shifts of all steps."""
@@ -132,7 +141,7 @@ def transformer(shape: UNetShape, width: int, depth: int) -> list[nn.Module]:
 
 
 def mlp(before: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(before, width), nn.SiLU(), nn.Linear(width, width))
+    return nn.Sequential(Linear(before, width), SiLU(), Linear(width, width))
 
 
 class Stage(nn.Sequential):
@@ -156,12 +165,12 @@ class Stage(nn.Sequential):
 class ResBlock(nn.Module):
     def __init__(self, shape: UNetShape, before: int, width: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(shape.norm_groups, before), nn.SiLU(), nn.Conv2d(before, width, 3, padding=1))
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * shape.model_channels, width))
+        self.in_layers = nn.Sequential(nn.GroupNorm(shape.norm_groups, before), SiLU(), nn.Conv2d(before, width, 3, padding=1))
+        self.emb_layers = nn.Sequential(SiLU(), Linear(4 * shape.model_channels, width))
         self.out_layers = nn.Sequential(
-            nn.GroupNorm(shape.norm_groups, width), nn.SiLU(), nn.Identity(), nn.Conv2d(width, width, 3, padding=1)
+            nn.GroupNorm(shape.norm_groups, width), SiLU(), nn.Identity(), nn.Conv2d(width, width, 3, padding=1)
         )  # the file numbers a dropout between
-        self.skip_connection = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+        self.skip_connection = Pointwise(before, width) if before != width else nn.Identity()
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
         h = self.in_layers(x) + rearrange(shift, "B C -> B C 1 1")
@@ -175,9 +184,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear = shape.linear_proj
         self.norm = nn.GroupNorm(shape.norm_groups, width, eps=1e-6)
-        self.proj_in = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.proj_in = Linear(width, width) if self.linear else Pointwise(width, width)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(shape, width) for _ in range(depth))
-        self.proj_out = nn.Linear(width, width) if self.linear else nn.Conv2d(width, width, 1)
+        self.proj_out = Linear(width, width) if self.linear else Pointwise(width, width)
 
     def forward(self, x: Tensor, keys: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
         height = x.shape[2]
@@ -215,10 +224,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, source: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)
-        self.to_k = nn.Linear(source, width, bias=False)
-        self.to_v = nn.Linear(source, width, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(width, width))
+        self.to_q = Linear(width, width, bias=False)
+        self.to_k = Linear(source, width, bias=False)
+        self.to_v = Linear(source, width, bias=False)
+        self.to_out = nn.Sequential(Linear(width, width))
 
     def split(self, h: Tensor) -> Tensor:
         return rearrange(h, "B T (H D) -> B H T D", H=self.heads)
@@ -246,18 +255,18 @@ class GEGLU(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, h: Tensor) -> Tensor:
         x, gate = self.proj(h).chunk(2, dim=-1)
-        gated: Tensor = x * F.gelu(gate)
+        gated: Tensor = x * gelu(gate)
         return gated
 
 
 class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width))
 
     def forward(self, h: Tensor) -> Tensor:
         out: Tensor = self.net(h)

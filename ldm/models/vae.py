@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.models.shapes import VAEShape
+from ldm.ops.activation import silu
 from ldm.ops.attention import attention
+from ldm.ops.pointwise import Pointwise
 
 
 class VAE(nn.Module):
@@ -22,8 +24,8 @@ class VAE(nn.Module):
         self.shape = shape
         self.encoder = Encoder(shape)
         self.decoder = Decoder(shape)
-        self.quant_conv = nn.Conv2d(2 * shape.z_channels, 2 * shape.z_channels, 1)
-        self.post_quant_conv = nn.Conv2d(shape.z_channels, shape.z_channels, 1)
+        self.quant_conv = Pointwise(2 * shape.z_channels, 2 * shape.z_channels)
+        self.post_quant_conv = Pointwise(shape.z_channels, shape.z_channels)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (which is the mode) and log-variance, clamped to [-30, 20]."""
@@ -53,7 +55,7 @@ class Encoder(nn.Module):
         h = self.conv_in(image)
         for level in self.down:
             h = level(h)
-        moments: Tensor = self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        moments: Tensor = self.conv_out(silu(self.norm_out(self.mid(h))))
         return moments
 
 
@@ -74,7 +76,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        image: Tensor = self.conv_out(F.silu(self.norm_out(h)))
+        image: Tensor = self.conv_out(silu(self.norm_out(h)))
         return image
 
 
@@ -111,11 +113,11 @@ class ResnetBlock(nn.Module):
         self.conv1 = nn.Conv2d(before, width, 3, padding=1)
         self.norm2 = norm(width, groups)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(before, width, 1) if before != width else nn.Identity()
+        self.nin_shortcut = Pointwise(before, width) if before != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
         return self.nin_shortcut(x) + h
 
 
@@ -125,10 +127,10 @@ class AttentionBlock(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.norm = norm(width, groups)
-        self.q = nn.Conv2d(width, width, 1)
-        self.k = nn.Conv2d(width, width, 1)
-        self.v = nn.Conv2d(width, width, 1)
-        self.proj_out = nn.Conv2d(width, width, 1)
+        self.q = Pointwise(width, width)
+        self.k = Pointwise(width, width)
+        self.v = Pointwise(width, width)
+        self.proj_out = Pointwise(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)

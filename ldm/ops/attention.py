@@ -22,4 +22,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
     """As `attention_reference`, by PyTorch's fused kernels."""
     if use_reference():
         return attention_reference(q, k, v, causal=causal)
+    q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))  # or torch forms all T x S scores
+    if q.is_meta:  # shapes alone, as when memory is counted: the fused kernels hold no scores
+        return torch.empty_like(q)
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

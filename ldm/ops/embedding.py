@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ldm.ops.activation import steady
+
 
 def sinusoid(values: Tensor, dim: int) -> Tensor:
     """values (N,) -> (N, dim) float32: cos then sin of value * 10000^(-i / half), i = 0 .. half - 1.
@@ -16,4 +18,4 @@ def sinusoid(values: Tensor, dim: int) -> Tensor:
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=values.device)
     angles = values.float()[:, None] * torch.exp(-math.log(10000.0) * steps / half)  # (N, half)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([steady(torch.ops.aten.cos, angles), steady(torch.ops.aten.sin, angles)], dim=-1)

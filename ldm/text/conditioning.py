@@ -59,14 +59,20 @@ def size_numbers(
     return [float(number) for name in names for number in values[name]]
 
 
-def encode(towers: Sequence[CLIPText], family: Family, ids: Sequence[Sequence[Sequence[int]]], numbers: Sequence[float]) -> Conditioning:
+def encode(
+    towers: Sequence[CLIPText],
+    family: Family,
+    ids: Sequence[Sequence[Sequence[int]]],
+    numbers: Sequence[float],
+    at_once: int = CHUNKS_AT_ONCE,
+) -> Conditioning:
     """Ids (n, 77) of one prompt for each tower, and its numbers -> context (1, 77n, D) and vector (1, V).
 
     Context: the layer before the last, without the final norm, towers side by side on the features, chunks one after the other. Vector:
     what the last tower pools of the first chunk, then the numbers' Fourier features. Prompts are never encoded together, so that none
-    depends on another.
+    depends on another; `at_once` chunks of one go through a tower together.
     """
-    hidden, pooled = zip(*(_run(tower, chunks) for tower, chunks in zip(towers, ids, strict=True)), strict=True)
+    hidden, pooled = zip(*(_run(tower, chunks, at_once) for tower, chunks in zip(towers, ids, strict=True)), strict=True)
     context = torch.cat(hidden, -1).flatten(0, 1)[None]  # (n, 77, D) -> (1, 77n, D)
     if pooled[-1] is None or not family.numbers:
         return Conditioning(context, context.new_zeros(1, 0))
@@ -74,10 +80,10 @@ def encode(towers: Sequence[CLIPText], family: Family, ids: Sequence[Sequence[Se
     return Conditioning(context, torch.cat([pooled[-1], features.to(context.device)], -1))
 
 
-def _run(tower: CLIPText, chunks: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+def _run(tower: CLIPText, chunks: Sequence[Sequence[int]], at_once: int) -> tuple[Tensor, Tensor | None]:
     """(n, 77) ids -> hidden states (n, 77, W) and what is pooled of the first chunk (1, P), float32; a few chunks at a time."""
     device = next(tower.parameters()).device
-    parts: list[TextOutput] = [tower(part) for part in torch.split(torch.tensor(chunks, device=device), CHUNKS_AT_ONCE)]
+    parts: list[TextOutput] = [tower(part) for part in torch.split(torch.tensor(chunks, device=device), at_once)]
     pooled = parts[0].pooled
     return torch.cat([part.penultimate for part in parts]).float(), None if pooled is None else pooled[:1].float()
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from ldm.limits import check_text
+from ldm.options import check_text
 from ldm.text.tokenizer import COMMA, END, START, encode
 
 LENGTH = 77  # ids a tower reads

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from ldm.checkpoint.writer import save, tensor_items
 from ldm.errors import InputError
-from ldm.files import write_atomic
 from ldm.train.data import CAPTIONS, COLOURS, JITTER, MARGIN, Thing, to_tensor
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ def _kept(path: Path, source: str, make: Callable[[], tuple[dict[str, Tensor], l
             return tensors, captions
     tensors, captions = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = save(tensors, {"source": source, "captions": json.dumps(captions)})
-    write_atomic(path, lambda file: file.write(data), overwrite=True)
+    save(path, tensor_items(tensors), {"source": source, "captions": json.dumps(captions)}, overwrite=True)
     return tensors, captions
 
 

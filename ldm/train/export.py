@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from ldm.checkpoint.families import FAMILY_KEY, UNET, VAE
 from ldm.checkpoint.rename import to_open_clip
-from ldm.checkpoint.writer import Item, ordered, save, tensor_items
+from ldm.checkpoint.writer import save, tensor_items
 from ldm.models.shapes import Family, TowerShape, load_family
 from ldm.train.cache import load_pictures
 from ldm.train.state import load_mean, part
@@ -35,8 +34,7 @@ def export(recipe: Recipe, out: Path, path: Path) -> str:
     scale = load_pictures(out, vae).scale
     family = dataclasses.replace(family, vae=dataclasses.replace(family.vae, scale=scale))
     tensors = official(family, vae, load_mean(out / "towers"), load_mean(out / "unet"))
-    items = ordered(tensor_items(tensors, torch.float16))
-    save(path, items, metadata(family, _digest(items)), overwrite=True)
+    save(path, tensor_items(tensors, torch.float16), metadata(family), overwrite=True, digest=True)
     count = sum(value.numel() for value in tensors.values())
     return f"{path}: {count:,} values, {path.stat().st_size / 2**20:.1f} MiB, VAE scale {scale:.5f}"
 
@@ -55,16 +53,8 @@ def _tower(shape: TowerShape, state: dict[str, Tensor], logit_scale: Tensor) -> 
     yield from ((shape.prefix + name, value) for name, value in state.items())
 
 
-def _digest(items: Sequence[Item]) -> str:
-    """sha256 of all that follows the header: ModelSpec's hash."""
-    digest = hashlib.sha256()
-    for item in items:
-        digest.update(item.data() if callable(item.data) else item.data)
-    return digest.hexdigest()
-
-
-def metadata(family: Family, digest: str) -> dict[str, str]:
-    """The family's numbers and the fields of ModelSpec 1.0.1; `digest` is the sha256 of the tensors' bytes in the file's order."""
+def metadata(family: Family) -> dict[str, str]:
+    """The family's numbers and the fields of ModelSpec 1.0.1, without a date: the same training writes the same bytes."""
     defaults = family.defaults
     return {
         "format": "pt",
@@ -77,5 +67,4 @@ def metadata(family: Family, digest: str) -> dict[str, str]:
         "modelspec.license": "Apache-2.0",
         "modelspec.resolution": f"{defaults.width}x{defaults.height}",
         "modelspec.prediction_type": family.prediction,
-        "modelspec.hash_sha256": f"0x{digest}",
     }

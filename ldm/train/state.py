@@ -7,14 +7,16 @@ before it is used. Randomness needs no state of its own: it is drawn from (seed,
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
+from ldm.checkpoint.writer import content, tensor_items
 from ldm.errors import InputError
 from ldm.files import write_atomic
 
@@ -27,7 +29,9 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> Path:
     States of later steps, which a run that starts over after damage meets, are left alone and do not count.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = save({name: value.detach().contiguous() for name, value in tensors.items()})
+    buffer = io.BytesIO()
+    content(tensor_items(tensors))(buffer)
+    data = buffer.getbuffer()
     path = folder / f"state-{step:08}.safetensors"
     record = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
     write_atomic(path, lambda file: file.write(data), overwrite=True)

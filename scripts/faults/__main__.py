@@ -16,6 +16,9 @@ ROWS = {
     **dict.fromkeys(("A10", "A12"), "kinds"),
     **dict.fromkeys(("B2", "B3", "B7", "B8", "B9", "B13"), "numbers"),
     **dict.fromkeys(("B1", "C1", "C2"), "memory"),
+    **dict.fromkeys(("D5", "D6", "D7", "G6"), "pictures"),
+    **dict.fromkeys(("C8", "G4"), "hub"),
+    **dict.fromkeys(("C4", "C7", "D2", "D8"), "jobs"),
 }
 
 

@@ -41,4 +41,4 @@ def header(name: str, metadata: dict[str, str] | None = None) -> Header:
         size = math.prod(shape) * BITS[dtype] // 8
         tensors[tensor] = Entry(dtype, tuple(shape), at, at + size)
         at += size
-    return Header(Path(name), at, 1000, tensors, metadata or {}, (0, at, 0))
+    return Header(Path(name), at, 1000, tensors, metadata or {}, (0, 0, at, 0))

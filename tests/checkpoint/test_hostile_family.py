@@ -74,7 +74,7 @@ def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("built")
 
     for name in ("UNet", "VAE", "CLIPText"):
-        monkeypatch.setattr(f"ldm.pipeline.{name}", built)
+        monkeypatch.setattr(f"ldm.runtime.weights.{name}", built)
 
 
 def refusal(path: Path) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import math
+import os
+import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from ldm.checkpoint.loading import Part, fill
 from ldm.checkpoint.safetensors import BITS, read_header
-from ldm.checkpoint.writer import Item, head, ordered, save, tensor_items
-from ldm.errors import InputError
+from ldm.checkpoint.writer import Item, content, head, ordered, save, tensor_items
+from ldm.errors import FileError, InputError
+from ldm.files import write_atomic
 from tests.checkpoint.builders import manifests
 
 STATE = {
@@ -105,3 +113,124 @@ def test_onto_the_file_that_is_read(tmp_path: Path) -> None:
     items = [Item(name, entry.dtype, entry.shape, mapped[entry.start : entry.end].tobytes) for name, entry in entries.items()]
     save(path, items, overwrite=True)
     assert all(torch.equal(tensor, STATE[name]) for name, tensor in load_file(path).items())
+
+
+def test_a_file_saved_over_itself_while_it_is_loaded(tmp_path: Path) -> None:
+    """Each load is wholly the old file or wholly the new one, or says that the file changed."""
+    path, states = tmp_path / "m.safetensors", [{"x": torch.full((200_000,), value)} for value in (1.0, 2.0)]
+    save(path, tensor_items(states[0]))
+    stop, seen = threading.Event(), set[str]()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for state in reversed(states):
+                save(path, tensor_items(state), overwrite=True)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        for _ in range(40):
+            module = nn.Module()
+            module.register_buffer("x", torch.empty(200_000, device="meta"))
+            try:
+                fill(read_header(path), [Part(module, "", torch.float32)])
+                seen.add(str(module.state_dict()["x"].unique().tolist()))
+            except FileError as error:
+                seen.add(error.code)
+    finally:
+        stop.set()
+        thread.join()
+    assert seen <= {"[1.0]", "[2.0]", "E3009"}
+    header = read_header(path)
+    fill(header, [Part(module, "", torch.float32)])
+    save(path, tensor_items(module.state_dict()), overwrite=True)
+    assert torch.equal(load_file(path)["x"], module.state_dict()["x"])
+
+
+def test_modelspec_hash_of_the_data(tmp_path: Path) -> None:
+    metadata = {"modelspec.title": 'a "modelspec.hash_sha256":"0x' + "0" * 64, "format": "pt"}
+    path = save(tmp_path / "m.safetensors", tensor_items(STATE), metadata, digest=True)
+    header, raw = read_header(path), path.read_bytes()
+    data = hashlib.sha256(raw[header.data_start :]).hexdigest()
+    assert header.metadata == {**metadata, "modelspec.hash_sha256": f"0x{data}"}
+    told = save(tmp_path / "told.safetensors", tensor_items(STATE), header.metadata)
+    assert told.read_bytes() == raw
+
+
+class Broken(io.BytesIO):
+    """A file whose k-th write fails, by the disk or by an interrupt."""
+
+    def __init__(self, file: Any, left: int, error: BaseException) -> None:
+        self.file, self.left, self.error = file, left, error
+
+    def write(self, data: Any) -> int:
+        if not self.left:
+            raise self.error
+        self.left -= 1
+        return int(self.file.write(data))
+
+    def seek(self, *where: int) -> int:
+        return int(self.file.seek(*where))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "interrupt"])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_failure_at_any_write_leaves_nothing(old: bool, error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    before = save(path, tensor_items(STATE)).read_bytes() if old else None
+    write = content(tensor_items(STATE), {"k": "v"}, digest=True)
+    failed = 0
+    for k in range(20):
+        try:
+            write_atomic(path, lambda file, k=k: write(Broken(file, k, error)), overwrite=True)  # type: ignore[misc]
+        except type(error):
+            failed += 1
+            assert [each.name for each in tmp_path.iterdir()] == ([path.name] if old else [])
+            assert not old or path.read_bytes() == before
+        else:
+            break
+    assert failed == 2 + sum(1 for tensor in STATE.values() if tensor.numel())  # the header, the tensors, the digest
+    assert read_header(path).metadata["k"] == "v"
+
+
+@pytest.mark.parametrize("name", ["fchmod", "fsync", "replace"])
+def test_a_failure_after_the_writes_leaves_the_old_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "m.safetensors", tensor_items(STATE))
+    before = path.read_bytes()
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(os, name, fail)
+        save(path, tensor_items({"a": torch.ones(1)}), overwrite=True)
+    assert path.read_bytes() == before and [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_order_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bytes, then fsync, then the name, then fsync of the folder."""
+    done: list[str] = []
+    for name in ("fsync", "replace", "link"):
+        real = getattr(os, name)
+
+        def told(*words: Any, name: str = name, real: Any = real) -> Any:
+            info = os.fstat(words[0]) if name == "fsync" else os.stat(words[0])
+            done.append(f"{name} of {'the folder' if stat.S_ISDIR(info.st_mode) else f'{info.st_size} bytes'}")
+            return real(*words)
+
+        monkeypatch.setattr(os, name, told)
+    size = save(tmp_path / "a.safetensors", tensor_items(STATE), digest=True).stat().st_size
+    assert done == [f"fsync of {size} bytes", f"link of {size} bytes", "fsync of the folder"]
+    done.clear()
+    save(tmp_path / "a.safetensors", tensor_items(STATE), digest=True, overwrite=True)
+    assert done == [f"fsync of {size} bytes", f"replace of {size} bytes", "fsync of the folder"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+    for path in (pipe, link):
+        with pytest.raises(OSError, match="not a regular file"):
+            write_atomic(path, lambda file: file.write(b"x"), overwrite=True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe"]

@@ -9,6 +9,7 @@ import torch
 
 from ldm.diffusion.denoiser import Denoiser
 from ldm.diffusion.schedules import SigmaTable
+from ldm.errors import InputError
 from tests.diffusion.cases import TABLE, state
 from tests.diffusion.foreign import k_diffusion
 
@@ -30,6 +31,30 @@ def test_a_perfect_network_gives_the_data_back(prediction, sigma):
     (x_in, t), expected = seen[0], cos * z + sin * eps
     assert torch.allclose(x_in, expected, atol=1e-13)
     assert t == TABLE.locate(sigma, "float")[0]
+
+
+@pytest.mark.parametrize("rule", ["float", "nearest-log", "nearest-snap"])
+def test_float32_is_accurate_at_the_end_of_zero_terminal_tables(rule):
+    """x is noise of std 4518 there; data of a few units must come out of it to float32's own error."""
+    table = SigmaTable(zero_terminal=True)
+    sigma = table.high
+    z, eps = state(2, 4, 8, 8, scale=0.5), state(2, 4, 8, 8, scale=0.4).flip(0)
+    scale = 1 / math.sqrt(1 + sigma**2)
+    v = scale * eps - sigma * scale * z
+    seen = []
+
+    def predict(x, t):
+        seen.append((x, t))
+        return v.float()
+
+    x0 = Denoiser(predict, table, prediction="v", timestep=rule)((z + sigma * eps).float(), sigma)
+    assert float((x0.double() - z).abs().max()) <= 2e-7
+    assert seen[0][1] == 999 and float((seen[0][0].double() - eps).abs().max()) < 5e-4
+
+
+def test_epsilon_with_zero_terminal_is_refused():
+    with pytest.raises(InputError, match="needs v-prediction"):
+        Denoiser(lambda x, t: x, SigmaTable(zero_terminal=True), prediction="epsilon", timestep="float")
 
 
 @pytest.mark.parametrize(("rule", "t", "used"), [("float", 353.89, 1.0), ("nearest-log", 354.0, 1.0), ("nearest-snap", 354.0, 1.000365)])

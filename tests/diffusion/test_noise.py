@@ -12,6 +12,7 @@ from ldm.diffusion import noise, philox, samplers, schedules
 from ldm.diffusion.profiles import override
 from ldm.diffusion.rounding import log_trip, midpoint, nearest
 from ldm.diffusion.samplers import SAMPLERS
+from ldm.errors import InputError
 from tests.diffusion.cases import A1111, COMFYUI, TABLE, final, mixture
 from tests.diffusion.foreign import k_diffusion
 
@@ -167,6 +168,34 @@ def test_unit_variance(profile):
             out = random(i, LEVELS[i], LEVELS[i + 1])
             assert out.shape == (1, 4, 64, 64) and out.dtype == torch.float32
             assert float(out.std()) == pytest.approx(1, abs=0.02) and abs(float(out.mean())) < 0.03
+
+
+@pytest.mark.parametrize("profile", [COMFYUI, A1111], ids=["comfyui", "a1111"])
+def test_a_table_of_zero_terminal_snr(profile):
+    """Paths over sigmas up to 4518, and a start of that size."""
+    table = schedules.SigmaTable(profile.alphas, zero_terminal=True)
+    levels = schedules.sigmas("normal", 8, table, profile, "dpmpp_sde")
+    for name in ("dpmpp_sde", "dpmpp_2m_sde", "euler_a"):
+        random = noise.make_noise(profile, [1, 2], (4, 64, 64), levels, samplers.get(name, profile))
+        begin = noise.start(random, levels, table, profile)
+        assert float(begin.std()) == pytest.approx(table.high, rel=0.02)
+        for i in range(7):
+            parts = [random(i, levels[i], end) for end in (midpoint(levels[i], levels[i + 1]), levels[i + 1])]
+            assert all(part.isfinite().all() and float(part.std()) == pytest.approx(1, abs=0.03) for part in parts)
+
+
+@pytest.mark.parametrize("profile", [COMFYUI, A1111], ids=["comfyui", "a1111"])
+def test_no_time_between_two_ends_is_no_noise(profile):
+    for levels in ([3.0, 2.999999999, 0.0], [90_000.000002, 90_000.0, 0.0]):  # each two are one number in float32
+        random = make(profile, [1, 2], "dpmpp_2m_sde", levels)
+        assert torch.equal(random(0, levels[0], levels[1]), torch.zeros(2, *IMAGE))
+
+
+@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("levels", [[], [1.0], [0.0, 0.0], [1.0, math.nan], [math.inf, 0.0], [1.0, 2.0], [-1.0, -2.0]])
+def test_noise_of_an_impossible_list_is_refused(name, levels):
+    with pytest.raises(InputError, match="strictly decreasing"):
+        make(COMFYUI, [1], name, levels)
 
 
 def test_seeds_up_to_the_last():

@@ -40,6 +40,58 @@ def test_table_ends(alphas, low, high):
     assert table.sigmas.dtype == torch.float32
 
 
+def test_zero_terminal_ends():
+    """ComfyUI's last alpha, and the sigma that it gives; the table's other end stays."""
+    for alphas, low in (("float64", 0.02916716), ("float32", 0.02916753)):
+        table = SigmaTable(alphas, zero_terminal=True)
+        assert table.zero_terminal and not SigmaTable(alphas).zero_terminal
+        assert table.high == pytest.approx(math.sqrt(1 / 4.8973451890853435e-08 - 1), rel=1e-6) == pytest.approx(4518.76, abs=0.01)
+        assert table.low == pytest.approx(low, abs=6e-9)
+        assert table.sigmas.isfinite().all() and table.log_sigmas.isfinite().all() and bool((table.sigmas.diff() > 0).all())
+    with pytest.raises(InputError, match=r"float16.*zero terminal.*--set alphas=float32"):
+        SigmaTable("float16", zero_terminal=True)
+
+
+def test_zero_terminal_is_the_papers_rule():
+    """Shifted and scaled in sqrt(alpha): the first stays, the last but for LAST_ALPHA is 0, what lies between keeps its ratios."""
+    plain, table = ((1 + SigmaTable(zero_terminal=zero).sigmas.double() ** 2) ** -0.5 for zero in (False, True))
+    expected = (plain - plain[-1]) / (plain[0] - plain[-1]) * plain[0]
+    torch.testing.assert_close(table[:-1], expected[:-1], rtol=2e-6, atol=2e-9)  # the two tables are float32
+
+
+def test_zero_terminal_is_diffusers():
+    scheduling = pytest.importorskip("diffusers.schedulers.scheduling_ddim", reason="the rule is compared with diffusers' (extra: parity)")
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    theirs = (1 - scheduling.rescale_zero_terminal_snr(betas)).cumprod(0)
+    ours = 1 / (1 + SigmaTable(zero_terminal=True).sigmas.double() ** 2)
+    assert float(theirs[-1]) == 0.0  # theirs is then patched to 2^-24, sigma 4096; ours follows ComfyUI
+    torch.testing.assert_close(ours[:-1], theirs[:-1], rtol=1e-6, atol=0)
+    single = 1 / (1 + SigmaTable("float32", zero_terminal=True).sigmas.double() ** 2)
+    torch.testing.assert_close(single[:-1], theirs[:-1], rtol=2e-3, atol=0)  # float32 near zero terminal has few digits left
+
+
+@pytest.mark.parametrize("alphas", ["float64", "float32"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_lists_of_zero_terminal_tables(schedule, alphas):
+    table = SigmaTable(alphas, zero_terminal=True)
+    for steps in (1, 2, 20, 1000):
+        values = make(schedule, steps, table=table)
+        assert values[0] == pytest.approx(table.high, rel=1e-6) and values[-1] == 0.0 and all(map(math.isfinite, values))
+
+
+def test_timestep_rules_of_zero_terminal_tables():
+    table = SigmaTable(zero_terminal=True)
+    for t in (0, 500, 998, 999):
+        sigma = float(table.sigmas[t])
+        assert table.locate(sigma, "nearest-log") == table.locate(sigma, "nearest-snap") == (t, sigma)
+        assert table.locate(sigma, "float")[0] == pytest.approx(t, abs=1e-3)
+    wide = math.sqrt(table.sigmas[998] * table.sigmas[999])  # half way up the last step, in log sigma
+    assert table.locate(nearest(wide), "float")[0] == pytest.approx(998.5, abs=1e-3)
+    assert table.locate(nearest(wide * 0.9), "nearest-log")[0] == 998 and table.locate(nearest(wide * 1.03), "nearest-log")[0] == 999
+    assert table.locate(nearest(wide * 1.03), "nearest-snap")[0] == 998  # nearer in sigma
+    assert table.locate(1e6, "float")[0] == 999
+
+
 # First three and last of 30 steps: published by the engines' users, or computed from the rule by hand.
 @pytest.mark.parametrize(
     ("schedule", "first", "last"),
@@ -49,6 +101,7 @@ def test_table_ends(alphas, low, high):
         ("normal", (14.6146, 11.9175, 9.8142), 0.02917),
         ("sgm_uniform", (14.6146, 11.9969, 9.9391), 0.18013),
         ("simple", (14.6146, 12.0177, 9.9720), 0.17926),
+        ("trailing", (14.6146, 12.0177, 9.9172), 0.17632),
     ],
 )
 def test_thirty_steps(schedule, first, last):
@@ -107,6 +160,27 @@ def test_spaced_steps_by_hand():
     assert steps("leading")[:2] + steps("leading")[-2:] == [958, 925, 34, 1]
     assert steps("trailing")[:4] + steps("trailing")[-1:] == [999, 966, 932, 899, 32]
     assert steps("legacy")[:4] + steps("legacy")[-1:] == [999, 965, 932, 899, 33]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 30, 500, 999, 1000])
+def test_trailing_is_diffusers(steps):
+    """The list of models made for few steps: their Euler scheduler with timestep_spacing="trailing", whatever the profile."""
+    pytest.importorskip("diffusers", reason="the list is diffusers' own (extra: parity)")
+    from tests.diffusion.references import diffusers_sigmas
+
+    for profile in (COMFYUI, A1111, override(COMFYUI, {"spacing": "leading"})):
+        values = make("trailing", steps, profile, table=SigmaTable("float32"))
+        np.testing.assert_allclose(values, diffusers_sigmas(steps, "trailing", karras=False), rtol=TABLE_ERROR)
+
+
+def test_trailing_takes_whole_training_steps():
+    assert make("trailing", 1) == [float(TABLE.sigmas[999]), 0.0]
+    assert make("trailing", 4) == [*(float(TABLE.sigmas[t]) for t in (999, 749, 499, 249)), 0.0]
+    stored = GOLDEN["schedule/diffusers/normal/trailing/30"]
+    np.testing.assert_allclose(make("trailing", 30, table=SigmaTable("float32")), stored, rtol=TABLE_ERROR)
+    for steps in range(1, 1001):
+        t = schedules._timesteps(steps, "trailing")
+        assert t[0] == 999 and t[-1] >= 0 and bool((t.diff() < 0).all())
 
 
 def test_some_samplers_lose_the_last_but_one():

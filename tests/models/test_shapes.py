@@ -39,15 +39,18 @@ UNETS = {
         "linear_proj": True,
     },
 }
+UNETS["sdxl-turbo"] = UNETS["sdxl-base"]
 VAE = {"ch": 128, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "z_channels": 4, "norm_groups": 32, "scale": 0.13025}
 DEFAULTS = {  # width, height, sampler, schedule, steps, cfg
     "sdxl-base": (1024, 1024, "dpmpp_2m", "karras", 30, 5.0),
     "sdxl-refiner": (1024, 1024, "dpmpp_2m", "karras", 30, 5.0),
+    "sdxl-turbo": (512, 512, "euler", "trailing", 1, 1.0),
     "emoji": (128, 128, "dpmpp_2m", "karras", 20, 4.0),
 }
 NUMBERS = {  # what follows the pooled vector, in its order
     "sdxl-base": ("original", "crop", "target"),
     "sdxl-refiner": ("original", "crop", "aesthetic"),
+    "sdxl-turbo": ("original", "crop", "target"),
     "emoji": ("original", "crop", "target"),
 }
 

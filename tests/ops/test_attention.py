@@ -8,6 +8,7 @@ import torch
 from ldm import ops
 from ldm.measure import relative_error
 from ldm.ops.attention import attention, attention_reference
+from ldm.runtime.tracking import Tracker
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -33,3 +34,15 @@ def test_the_reference_by_hand() -> None:
     assert torch.allclose(
         attention_reference(q, k, v, causal=True)[0, 0, :, 0], torch.stack([torch.tensor(3.0), (weights @ v[0, 0])[1, 0]])
     )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_no_score_is_held_whatever_the_strides(causal: bool) -> None:
+    """As the VAE's attention comes: positions last in memory. Torch alone would form T x S scores there."""
+    q, k, v = (torch.randn(1, 16, 2048, generator=torch.Generator().manual_seed(i)).transpose(1, 2)[None] for i in range(3))
+    with Tracker() as tracker:
+        out = attention(q, k, v, causal=causal)
+    assert tracker.peak < 2048 * 2048 * 4 / 4
+    assert relative_error(out, attention_reference(q, k, v, causal=causal)) < 1e-5
+    shape = attention(q.to("meta"), k.to("meta"), v.to("meta"), causal=causal)
+    assert (shape.shape, shape.device.type) == (out.shape, "meta")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.errors import InputError
 
+HIGHEST = 1e12  # far beyond any schedule; its square is far inside float32
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) -> x0
 NoiseFn = Callable[[int, float, float], Tensor]  # (i, sigma, sigma_next) -> unit noise, of x's shape
 
@@ -32,10 +33,9 @@ def walk(denoise: Denoise, x: Tensor, sigmas: Sequence[float], advance: Advance,
     """Denoise at each sigma, let `advance` make the step, yield it.
 
     A step to sigma 0 is x0 itself: that is where Euler's step, and every solver's first-order formula, ends. A solver with
-    another formula there sets `denoised_last` to False. Sigmas that are not finite, above 0 before the last, and strictly
-    decreasing are an InputError.
+    another formula there sets `denoised_last` to False. Sigmas that `check_sigmas` does not pass are an InputError.
     """
-    _check(sigmas)
+    check_sigmas(sigmas)
     for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         x = x0 if sigma_next == 0 and denoised_last else advance(Step(i, sigma, sigma_next, x, x0))
@@ -56,7 +56,9 @@ def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
     return math.sqrt(sigma_next**2 - up**2), up
 
 
-def _check(sigmas: Sequence[float]) -> None:
-    falling = all(math.isfinite(a) and a > b >= 0 for a, b in pairwise(sigmas))
+def check_sigmas(sigmas: Sequence[float]) -> None:
+    """InputError unless they can be walked down: two or more below HIGHEST, strictly decreasing to 0 or above."""
+    falling = all(HIGHEST > a > b >= 0 for a, b in pairwise(sigmas))
     if len(sigmas) < 2 or not falling:
-        raise InputError(f"cannot sample along sigmas {[*sigmas][:4]}: give two or more finite ones, strictly decreasing to 0 or above")
+        rule = f"give two or more below {HIGHEST:g}, strictly decreasing to 0 or above"
+        raise InputError(f"cannot sample along sigmas {[*sigmas][:4]}: {rule}")

@@ -1,0 +1,210 @@
+"""How much memory a job needs, counted before anything is allocated: the real modules run on the meta device, which holds no bytes."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from ldm.checkpoint.memory import check_memory, fits, free_memory, size
+from ldm.devices import name_of
+from ldm.diffusion.profiles import Profile
+from ldm.models.clip import CLIPText
+from ldm.models.shapes import Family
+from ldm.models.unet import UNet
+from ldm.models.vae import VAE
+from ldm.options import Job
+from ldm.runtime.tracking import Tracker
+from ldm.text import prompt
+from ldm.text.conditioning import CHUNKS_AT_ONCE
+from ldm.text.prompt import LENGTH
+
+# On the CPU more is resident than tensors hold: glibc keeps what was freed below its mapping threshold, and the libraries their code.
+# Measured as the peak of a fresh process's resident memory, torch 2.15, one thread: `python -m scripts.needs`, docs/reliability.md.
+HEAP = 2**27  # bytes that it keeps, at most
+MAPPED = 2**25  # bytes from which on an allocation is always given back to the system (mallopt(3), M_MMAP_THRESHOLD)
+PLENTY = 32  # tensors of the largest size and width at once: nothing holds as many beside a UNet's skip connections
+SMALLER = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of the sides: what the advice tries
+STEP = 64  # its sides are multiples of that
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the need of a job depends on."""
+
+    family: Family
+    width: int
+    height: int
+    rows: int  # of one evaluation of the UNet
+    dtype: torch.dtype
+    vae_dtype: torch.dtype
+    device: str = "cpu"
+    chunks: int = 1  # of 77 tokens
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height} in {name_of(self.dtype)}"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: of the weights, and at the peak of each stage beside them."""
+
+    weights: int
+    text: int
+    unet: int
+    vae: int
+
+    @property
+    def stage(self) -> int:
+        """The most that a stage needs; they come one after the other."""
+        return max(self.text, self.unet, self.vae)
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.stage
+
+
+def plan_of(
+    job: Job, rules: Profile, family: Family, *, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype
+) -> Plan:
+    """The plan of a finished job. On the CPU every picture is evaluated alone, elsewhere all at once."""
+    guided = job.cfg != 1
+    texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
+    counts = [len(prompt.tower_ids([text], [0], rules.chunking)[0]) for text in texts]
+    rows = (2 if guided else 1) * (1 if device.type == "cpu" else job.batch)
+    sides = int(job.width or 0), int(job.height or 0)
+    return Plan(family, *sides, rows, dtype, vae_dtype, str(device), math.lcm(*counts))
+
+
+def need(plan: Plan) -> Need:
+    """The need of a job. A new plan is counted in some tenths of a second (the first in a process in two), a known one at once."""
+    return _need(replace(plan, device=plan.device.partition(":")[0]))
+
+
+@lru_cache(maxsize=256)
+@torch.no_grad()
+def _need(plan: Plan) -> Need:
+    unet, vae, towers = _modules(plan.family, plan.dtype, plan.vae_dtype)
+    z, shape = (plan.height // plan.family.downscale, plan.width // plan.family.downscale), unet.shape
+    on: dict[str, Any] = {"device": "meta", "dtype": plan.dtype}
+
+    def text() -> None:
+        for tower in towers:
+            tower(torch.zeros(min(plan.chunks, CHUNKS_AT_ONCE), tower.shape.length, device="meta", dtype=torch.long))
+
+    def step() -> None:
+        context = torch.zeros(plan.rows, LENGTH * plan.chunks, shape.context_dim, **on)
+        vector = torch.zeros(plan.rows, shape.vector_dim, **on) if shape.vector_dim else None
+        unet(torch.zeros(plan.rows, shape.in_channels, *z, **on), unet.prepare(context, vector, [0.0]), 0)
+
+    def decode() -> None:
+        vae.decode(torch.zeros(1, vae.shape.z_channels, *z, device="meta", dtype=plan.vae_dtype)).float()
+
+    return Need(_weights(plan), *(_peak(stage, plan.device) for stage in (text, step, decode)))
+
+
+def plenty(plan: Plan) -> int:
+    """Bytes that a job never exceeds beside its weights, by a closed formula: where they are free there is nothing to count."""
+    unet, vae, pixels = plan.family.unet, plan.family.vae, plan.width * plan.height
+    wide, cells = unet.model_channels * max(unet.channel_mult), pixels // plan.family.downscale**2
+    step = plan.rows * wide * plan.dtype.itemsize  # of one position
+    blocks = (2 * unet.num_res_blocks + 1) * sum(unet.transformer_depth) + unet.middle_depth
+    maps = [pixels // 4**level * vae.ch * max(vae.ch_mult[level : level + 2]) for level in range(len(vae.ch_mult))]
+    tower = max(tower.mlp + tower.width for tower in plan.family.towers) * min(plan.chunks, CHUNKS_AT_ONCE)
+    skips = (unet.num_res_blocks + 2) * len(unet.channel_mult)
+    return HEAP + max(
+        (PLENTY + skips) * step * (cells + LENGTH) + 3 * blocks * step * LENGTH * plan.chunks,
+        PLENTY // 4 * max(maps) * plan.vae_dtype.itemsize,
+        PLENTY // 2 * tower * LENGTH * plan.dtype.itemsize,
+    )
+
+
+def _weights(plan: Plan) -> int:
+    unet, vae, towers = _modules(plan.family, plan.dtype, plan.vae_dtype)
+    return sum(each.nbytes for module in (unet, vae, *towers) for each in module.parameters())
+
+
+@lru_cache(maxsize=8)
+def _modules(family: Family, dtype: torch.dtype, vae_dtype: torch.dtype) -> tuple[UNet, VAE, list[CLIPText]]:
+    """The family's networks without their bytes."""
+    with torch.device("meta"):
+        return UNet(family.unet).to(dtype), VAE(family.vae).to(vae_dtype), [CLIPText(shape).to(dtype) for shape in family.towers]
+
+
+def _peak(run: Callable[[], None], device: str) -> int:
+    counter = _OnCPU() if device == "cpu" else Tracker()
+    with counter:
+        run()
+    return counter.peak + (min(HEAP, counter.small_peak) if isinstance(counter, _OnCPU) else 0)
+
+
+class _OnCPU(Tracker):
+    """As the CPU's convolution (oneDNN) works: on a copy of its input in an order of its own. Small allocations are counted apart too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = self.small_peak = 0
+
+    def allocated(self, nbytes: int) -> None:
+        super().allocated(nbytes)
+        self.small += nbytes if nbytes < MAPPED else 0
+        self.small_peak = max(self.small_peak, self.small)
+
+    def forgotten(self, nbytes: int) -> None:
+        super().forgotten(nbytes)
+        self.small -= nbytes if nbytes < MAPPED else 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is torch.ops.aten.convolution.default:
+            self.peak = max(self.peak, self.live + args[0].nbytes)
+        return out
+
+
+def check_job(plan: Plan) -> None:
+    """Before the model is loaded: raises MemoryNeedError unless weights and job fit what is free; it says what would."""
+    free = free_memory(plan.device)
+    if fits(_weights(plan) + plenty(plan), free):
+        return
+    counted = need(plan)
+    parts = f"{size(counted.weights)} of weights, {size(counted.stage)} to compute"
+    check_memory(counted.total, free, f"{plan} ({parts})", lambda: _advice(plan, free, lambda plan: need(plan).total))
+
+
+def check_run(plan: Plan) -> None:
+    """With the weights in memory: raises MemoryNeedError unless the job fits what is free beside them."""
+    free = free_memory(plan.device)
+    if not fits(plenty(plan), free):
+        check_memory(need(plan).stage, free, str(plan), lambda: _advice(plan, free, lambda plan: need(plan).stage, half=False))
+
+
+def _advice(plan: Plan, free: int | None, amount: Callable[[Plan], int], half: bool = True) -> str:
+    """The first change that fits: half precision, the largest smaller picture, then both."""
+    starts = [plan, replace(plan, dtype=torch.bfloat16)] if half and plan.dtype == torch.float32 else [plan]
+    for each in [*starts[1:], *(_largest(start, free, amount) for start in starts)]:
+        if fits(amount(each), free):
+            return f"take {_change(plan, each)} ({size(amount(each))}), or close other programs"
+    return f"close other programs or take another machine: even {each} needs {size(amount(each))}"
+
+
+def _largest(plan: Plan, free: int | None, amount: Callable[[Plan], int]) -> Plan:
+    """The largest of the smaller pictures that fits, or the smallest of all."""
+    sizes = _smaller(plan)
+    return sizes[max(bisect_left(sizes, True, key=lambda each: not fits(amount(each), free)) - 1, 0)]
+
+
+def _smaller(plan: Plan) -> Sequence[Plan]:
+    """From the smallest on; the plan itself where none is smaller."""
+    sides = [tuple(max(STEP, int(side * share) // STEP * STEP) for side in (plan.width, plan.height)) for share in SMALLER]
+    return [replace(plan, width=w, height=h) for w, h in sides if w <= plan.width and h <= plan.height] or [plan]
+
+
+def _change(plan: Plan, other: Plan) -> str:
+    words = [f"dtype {name_of(other.dtype)}"] if other.dtype != plan.dtype else []
+    words += [f"width {other.width} and height {other.height}"] if (other.width, other.height) != (plan.width, plan.height) else []
+    return " and ".join(words)

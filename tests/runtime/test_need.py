@@ -1,0 +1,152 @@
+"""The count of memory: exact in the tensors, near what is measured, and never more than what is plenty."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ldm
+from ldm.errors import MemoryNeedError
+from ldm.models.shapes import Family, load_family
+from ldm.models.vae import VAE
+from ldm.options import Job
+from ldm.pipeline import Pipeline
+from ldm.resolve import resolve
+from ldm.runtime import need
+from ldm.runtime.need import Plan
+from ldm.runtime.tracking import Tracker
+from scripts import needs, synthetic
+from scripts.faults import memory as faults
+
+FAMILIES = {
+    "base": load_family("sdxl-base"),
+    "tiny": synthetic.tiny(),
+    "refiner": synthetic.tiny("sdxl-refiner"),
+    "minimal": faults.minimal(),
+}
+
+
+def plan(family: Family, side: int = 64, rows: int = 2, dtype: torch.dtype = torch.float32, chunks: int = 1) -> Plan:
+    return Plan(family, side, side, rows, dtype, torch.float32, chunks=chunks)
+
+
+def test_weights_are_those_of_the_file() -> None:
+    """sd_xl_base_1.0 has 3,468,837,867 values in its networks with float16 and a float32 VAE: the figures of its manifest."""
+    family = FAMILIES["base"]
+    unet, vae, towers = need._modules(family, torch.float16, torch.float32)
+    counts = [sum(each.numel() for each in module.parameters()) for module in (unet, vae, *towers)]
+    assert counts[:2] == [2_567_463_684, 83_653_863]
+    assert need.need(plan(family, dtype=torch.float16)).weights == 2 * (sum(counts) - counts[1]) + 4 * counts[1]
+
+
+def test_the_count_is_that_of_a_real_run() -> None:
+    """On the meta device and on the CPU the same tensors live at the same time."""
+    vae = VAE(synthetic.tiny().vae).requires_grad_(False)
+    with Tracker() as real:
+        vae.decode(torch.zeros(1, 4, 8, 8))
+    with torch.device("meta"):
+        shaped = VAE(synthetic.tiny().vae).requires_grad_(False)
+    with Tracker() as counted:
+        shaped.decode(torch.zeros(1, 4, 8, 8, device="meta"))
+    assert (counted.peak, counted.live) == (real.peak, 0) and counted.peak > 0
+
+
+def test_a_tracker_sees_tensors_come_and_go() -> None:
+    before = torch.zeros(1000)
+    with Tracker() as tracker:
+        one = before + 1
+        view = one[:10]
+        before.add_(1)
+        assert (tracker.live, tracker.peak, tracker.allocations) == (4000, 4000, 1)
+        two = torch.cat([one, view])
+        del one, view
+        assert (tracker.live, tracker.peak) == (4040, 8040)
+    del two
+    assert tracker.live == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_plenty_is_more_than_any_count(name: str) -> None:
+    for chosen in (plan(FAMILIES[name], 16, 1), plan(FAMILIES[name], 512), plan(FAMILIES[name], 128, 6, torch.bfloat16, chunks=12)):
+        assert need.plenty(chosen) > need.need(chosen).stage
+
+
+def test_needs_grow_with_the_job() -> None:
+    family = FAMILIES["tiny"]
+    least = need.need(plan(family))
+    for more in (plan(family, 128), plan(family, rows=4), plan(family, chunks=4)):
+        assert need.need(more).unet > least.unet
+    assert need.need(plan(family, 128)).vae > 3 * least.vae
+    assert need.need(plan(family, dtype=torch.bfloat16)).weights < least.weights
+
+
+@pytest.mark.parametrize("case", ["vae-256-float32"])
+def test_the_count_is_near_what_is_measured(case: str) -> None:
+    found = needs.measure(case)
+    assert found.good, str(found)
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (20.0, None),
+        (19.0, None),
+        (17.0, r"take dtype bfloat16 \(11.1 GB\), or close other programs"),
+        (10.7, r"take dtype bfloat16 and width 896 and height 896 \(10.3 GB\)"),
+        (7.0, r"close other programs or take another machine: even 128x128 in bfloat16 needs 7.2 GB"),
+    ],
+)
+def test_what_is_advised_would_help(monkeypatch: pytest.MonkeyPatch, free: float, said: str | None) -> None:
+    monkeypatch.setattr(need, "free_memory", lambda device: int(free * 1e9))
+    chosen = plan(FAMILIES["base"], 1024)
+    if said is None:
+        need.check_job(chosen)
+        return
+    with pytest.raises(MemoryNeedError, match=rf"^1024x1024 in float32 \(13.9 GB of weights, 4.0 GB to compute\) needs 17.9 GB .*: {said}"):
+        need.check_job(chosen)
+
+
+def test_advice_at_the_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is advised fits exactly where it is said to fit, and what is refused does not."""
+    monkeypatch.setattr(need, "free_memory", lambda device: 600 * 2**20)
+    chosen = plan(FAMILIES["tiny"], 2048)
+    with pytest.raises(MemoryNeedError, match="take width") as caught:
+        need.check_run(chosen)
+    side = int(str(caught.value).split("take width ")[1].split()[0])
+    need.check_run(replace(chosen, width=side, height=side))
+    with pytest.raises(MemoryNeedError):
+        need.check_run(replace(chosen, width=side + 256, height=side + 256))
+
+
+def test_a_plan_is_the_jobs() -> None:
+    family = FAMILIES["tiny"]
+    kinds = {"device": torch.device("cpu"), "dtype": torch.float32, "vae_dtype": torch.float32}
+    job = Job("a cat", "word " * 100, width=64, height=32, batch=3)
+    made = need.plan_of(*resolve(job, family), family, **kinds)
+    assert (made.width, made.height, made.rows, made.chunks, made.device) == (64, 32, 2, 2, "cpu")
+    made = need.plan_of(*resolve(replace(job, cfg=1.0), family), family, **kinds | {"device": torch.device("cuda:1")})
+    assert (made.rows, made.chunks, made.device) == (3, 1, "cuda:1")
+
+
+def test_generate_refuses_what_will_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: Pipeline = faults.pipeline()
+    monkeypatch.setattr(need, "free_memory", lambda device: 330 * 2**20)
+    made.generate("a cat", width=16, height=16, steps=1)
+    encoded = []
+    monkeypatch.setattr(Pipeline, "encode", lambda *words, **keywords: encoded.append(words))
+    with pytest.raises(MemoryNeedError, match=r"1024x1024 in float32 needs .*: take width") as caught:
+        made.generate("a cat", width=1024, height=1024, steps=1)
+    assert caught.value.code == "E4001" and not encoded
+
+
+def test_counting_leaves_the_compiler_alone() -> None:
+    """Neither a load nor a job that surely fits imports what takes longer than the rest."""
+    import subprocess
+    import sys
+
+    code = "import sys, ldm; ldm.load(device='cpu').generate('a cat', steps=1); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert ldm.__version__
