@@ -1,17 +1,13 @@
-"""From numbers to a picture file, and the texts of a picture file back."""
+"""From numbers to pictures; `ldm.pictures` has their files."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from ldm.errors import InputError, NumericError
-from ldm.files import write_atomic
+from ldm.errors import NumericError
 
 
 def to_pil(image: Any) -> list[Image.Image]:
@@ -30,31 +26,3 @@ def to_pil(image: Any) -> list[Image.Image]:
 def _array(image: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
     """float32 (B, 3, H, W) on the host; a bfloat16 tensor has no array of its own, so it is widened first."""
     return np.asarray(image.detach().float().cpu().numpy() if hasattr(image, "detach") else image, dtype=np.float32)
-
-
-def save_png(picture: Image.Image, path: Path, texts: Mapping[str, str], *, overwrite: bool = False) -> Path:
-    """Write a PNG whole or not at all, with text chunks (uncompressed: readers refuse large compressed ones).
-
-    Raises FileExistsError where `path` exists and `overwrite` is false, and OSError from the disk.
-    """
-    chunks = PngImagePlugin.PngInfo()
-    for key, text in texts.items():
-        chunks.add_text(key, text)
-
-    def write(file: BinaryIO) -> None:
-        picture.save(file, format="PNG", pnginfo=chunks)
-
-    return write_atomic(path, write, overwrite=overwrite)
-
-
-def read_texts(path: Path) -> dict[str, str]:
-    """The text chunks that stand before the pixels of a PNG; the pixels are not decoded. InputError where it is not a PNG."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the pixels stay packed
-            with Image.open(path, formats=["PNG"]) as picture:
-                return {key: str(text) for key, text in picture.info.items() if isinstance(key, str) and isinstance(text, str)}
-    except FileNotFoundError:
-        raise InputError(f"no picture at {path}: check the name") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path.name} is not a readable PNG ({str(error)[:80]}): give a picture file") from None

@@ -248,9 +248,10 @@ def _unknown(name: str, kind: str, library: Library) -> InputError:
         f"not in the Hub's cache: `ldm pull {hub_name}`" if hub_name else "",
         _near(name, known),
     ]
-    remedy = next((each for each in remedies if each), "`ldm models` lists what is there")
-    looked = f"looked in {', '.join(map(str, library.places))}"
-    return InputError("; ".join([f"unknown {kind} {name!r}: {remedy}", looked, *library.notes]))
+    remedy = next((each for each in remedies if each), "`ldm models` lists what is there, or give the path of a .safetensors file")
+    what = f"unknown {kind} {name[:100]!r}: {remedy}"
+    looked = [f"looked in {', '.join(map(str, library.places[:-1]))}"] if len(library.places) > 1 else []  # the last is the box's folder
+    return InputError("; ".join([what, *looked, *library.notes]))
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -33,6 +33,11 @@ LIMITS = {
     "cfg": Limit(0, 100),
     "batch": Limit(1, 64),
     "seed": Limit(0, 2**64 - 1, note=", or -1 for a random one"),
+    "original": Limit(1, 65536),
+    "target": Limit(1, 65536),
+    "crop": Limit(0, 65536),
+    "quality": Limit(1, 100),
+    "ar": Limit(0.05, 20),
     "prompt": Limit(0, 100_000, note=" characters"),
     "negative": Limit(0, 100_000, note=" characters"),
 }

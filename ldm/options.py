@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import numbers
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
+from ldm import values
 from ldm.errors import InputError, shown
 from ldm.limits import HIGHEST_SIGMA, LIMITS
 
@@ -44,60 +43,6 @@ def _knob(
     return field(default=default, metadata={"knob": knob})
 
 
-def _whole(text: str) -> int:
-    if not re.fullmatch(r"[+-]?[0-9]{1,40}", text.strip()):
-        raise ValueError("a whole number")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("a number") from None
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError("numbers with commas between, such as 14.6,5.2,1.1,0") from None
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name.strip() or not equals:
-        raise ValueError("field=value, such as rng=philox")
-    return name.strip(), value.strip()
-
-
-_UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})\s*([KMG]i?B|B|)", text.strip())
-    if match is None:
-        raise ValueError("a size such as 33554432 or 32MiB")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
-_SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def _dtype(text: str) -> str:
-    name = _SHORT_DTYPES.get(text, text)
-    if name not in _DTYPES:
-        raise ValueError("auto, float32, bfloat16 or float16")
-    return name
-
-
-def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text):
-        raise ValueError("auto, cpu, cuda or cuda:N")
-    return text
-
-
 @dataclass(frozen=True)
 class Job:
     """One call for pictures. None means: the family's default, then the profile's rule.
@@ -108,39 +53,121 @@ class Job:
 
     prompt: str = _knob("", "-p --prompt", "what the picture shows")
     negative: str | None = _knob(None, "-n --negative", "what it should not show; none given differs from empty", also="--negative-prompt")
-    width: int | None = _knob(None, "-W --width", "in pixels", _whole, value="N")
-    height: int | None = _knob(None, "-H --height", "in pixels", _whole, value="N")
-    steps: int | None = _knob(None, "--steps", "sampling steps", _whole, value="N")
+    width: int | None = _knob(None, "-W --width", "in pixels", values.whole, value="N")
+    height: int | None = _knob(None, "-H --height", "in pixels", values.whole, value="N")
+    steps: int | None = _knob(None, "--steps", "sampling steps", values.whole, value="N")
     cfg: float | None = _knob(
-        None, "--cfg", "guidance scale, 1 is none", _number, also="--cfg-scale --guidance --guidance-scale --scale", value="X"
+        None, "--cfg", "guidance scale, 1 is none", values.number, also="--cfg-scale --guidance --guidance-scale --scale", value="X"
     )
     sampler: str | None = _knob(None, "--sampler", "sampler name", also="--sampling-method", value="NAME")
     schedule: str | None = _knob(None, "--schedule", "schedule name", also="--scheduler", value="NAME")
     sigmas: tuple[float, ...] | None = _knob(
-        None, "--sigmas", "noise levels, falling, commas between; instead of a schedule", _numbers, value="LIST"
+        None, "--sigmas", "noise levels, falling, commas between; instead of a schedule", values.numbers, value="LIST"
     )
-    seed: int | None = _knob(None, "-s --seed", "seed of the first picture, the k-th after it takes seed + k", _whole, value="N")
-    batch: int = _knob(1, "-b --batch", "pictures to make", _whole, also="--batch-count --batch-size", value="N")
+    seed: int | None = _knob(
+        None, "-s --seed", "seed of the first picture, the k-th after it takes seed + k; or a list such as 1,2,5-9", values.seeds, value="N"
+    )
+    batch: int = _knob(1, "-b --batch", "pictures to make", values.whole, also="--batch-count --batch-size", value="N")
     profile: str = _knob("comfyui", "--profile", "the engine whose habits to follow", value="NAME")
     overrides: Mapping[str, str] | None = _knob(
-        None, "--set", "change one field of the profile; may be repeated", _assignment, value="FIELD=VALUE", repeats=True
+        None, "--set", "change one field of the profile; may be repeated", values.assignment, value="FIELD=VALUE", repeats=True
     )
-    model: str | None = _knob(None, "-m --model", "model file (.safetensors); none: the model in the box", value="FILE", saved=False)
-    vae: str | None = _knob(None, "--vae", "take the VAE from this file", value="FILE", saved=False)
-    device: str = _knob("auto", "--device", "auto, cpu, cuda or cuda:N", _device, value="NAME", saved=False)
-    dtype: str = _knob("auto", "--dtype", "auto, float32, bfloat16 or float16", _dtype, value="NAME", saved=False)
-    output: str = _knob("outputs", "-o --output", "a .png file, or a folder", also="--outdir --output-dir", value="PATH", saved=False)
+    original: tuple[int, int] | None = _knob(
+        None, "--original-size", "size that the model is told the picture had", values.size, value="WxH"
+    )
+    crop: tuple[int, int] | None = _knob(None, "--crop", "corner that the model is told it was cropped at", values.point, value="LEFT,TOP")
+    target: tuple[int, int] | None = _knob(None, "--target-size", "size that the model is told was asked for", values.size, value="WxH")
+    negative_original: tuple[int, int] | None = _knob(
+        None, "--negative-original-size", "the same for the negative", values.size, value="WxH"
+    )
+    negative_crop: tuple[int, int] | None = _knob(None, "--negative-crop", "the same for the negative", values.point, value="LEFT,TOP")
+    negative_target: tuple[int, int] | None = _knob(None, "--negative-target-size", "the same for the negative", values.size, value="WxH")
+    watermark: str = _knob(
+        "none", "--watermark", "none, or sdxl: the invisible mark of its reference code", values.Choice("none", "sdxl"), value="NAME"
+    )
+    seeds: tuple[int, ...] | None = _knob(None, "", "a list of seeds, one picture each", None, saved=False)
+    size: tuple[int, int] | None = _knob(None, "--size", "width and height in one word", values.size, value="WxH", saved=False)
+    ar: float | None = _knob(
+        None,
+        "--ar",
+        "width:height, as the nearest size that the model was trained on",
+        values.ratio,
+        also="--aspect-ratio",
+        value="W:H",
+        saved=False,
+    )
+    params: str | None = _knob(None, "--params", "a job as JSON in a file, - for stdin; flags go before it", value="FILE", saved=False)
+    preset: str | None = _knob(None, "--preset", "a preset by name, or a TOML file; --params goes before it", value="NAME", saved=False)
+    from_image: str | None = _knob(
+        None, "--from-image", "make the picture of this file again; flags go before it", value="FILE", saved=False
+    )
+    from_file: str | None = _knob(
+        None,
+        "--from-file",
+        "many jobs: a prompt file (.txt, .jsonl, .csv), - for stdin",
+        also="--prompt-file --from_file",
+        value="FILE",
+        saved=False,
+    )
+    model: str | None = _knob(
+        None, "-m --model", "model file or name; none: the model in the box", also="--ckpt", value="NAME", saved=False
+    )
+    vae: str | None = _knob(None, "--vae", "take the VAE from this file or name", value="NAME", saved=False)
+    models_dir: tuple[str, ...] | None = _knob(
+        None,
+        "--models-dir",
+        "where models are looked for by name; may be repeated (also LDM_MODELS_DIR)",
+        value="FOLDER",
+        saved=False,
+        repeats=True,
+    )
+    device: str = _knob("auto", "--device", "auto, cpu, cuda or cuda:N", values.device, value="NAME", saved=False)
+    dtype: str = _knob("auto", "--dtype", "auto, float32, bfloat16 or float16", values.dtype, value="NAME", saved=False)
+    output: str = _knob(
+        "outputs", "-o --output", "a .png, .jpg, .webp or .avif file, or a folder", also="--outdir --output-dir", value="PATH", saved=False
+    )
+    name: str | None = _knob(None, "--name", "names in the folder, such as {date}/{index:05}-{seed}", value="PATTERN", saved=False)
+    type: str = _knob(
+        "png",
+        "--type",
+        "png, jpg, webp or avif, for pictures in a folder",
+        values.Choice("png", "jpg", "webp", "avif"),
+        value="NAME",
+        saved=False,
+    )
+    quality: int | None = _knob(None, "--quality", "of jpg, webp and avif", values.whole, value="N", saved=False)
     latents: str | None = _knob(None, "--latents", "save the latents too (.safetensors)", value="FILE", saved=False)
+    no_metadata: bool = _knob(False, "--no-metadata", "pictures that say nothing of how they were made", None, saved=False)
+    no_hash: bool = _knob(False, "--no-hash", "no hash of the model in the picture's text", None, saved=False)
     overwrite: bool = _knob(False, "--overwrite", "replace named files that exist", None, saved=False)
+    skip_existing: bool = _knob(False, "--skip-existing", "leave out jobs whose picture is there", None, saved=False)
+    resume: bool = _knob(False, "--resume", "go on with a list of jobs where it was left", None, saved=False)
+    loop: bool = _knob(False, "--loop", "keep the model and ask for prompt after prompt", None, also="--interactive", saved=False)
+    dry_run: bool = _knob(False, "--dry-run", "print the finished job as JSON and stop", None, saved=False)
+    format: str = _knob(
+        "human",
+        "--format",
+        "human: paths; json: an object a picture; quiet: paths alone",
+        values.Choice("human", "json", "quiet"),
+        value="NAME",
+        saved=False,
+    )
     quiet: bool = _knob(False, "-q --quiet", "no progress and no notes", None, saved=False)
+    offline: bool = _knob(False, "--offline", "never use the network, as is the rule anyway but for `ldm pull`", None, saved=False)
     max_header: int = _knob(
-        16 * 2**20, "--max-header", "largest header of a model file to accept, in bytes or as 64MiB", _bytes, value="SIZE", saved=False
+        16 * 2**20,
+        "--max-header",
+        "largest header of a model file to accept, in bytes or as 64MiB",
+        values.amount,
+        value="SIZE",
+        saved=False,
     )
     verify: bool = _knob(False, "--verify", "check the model files against their known sha256 before they are loaded", None, saved=False)
     debug: bool = _knob(False, "--debug", "show the traceback of an error", None, saved=False)
 
 
 NUMBERS = ("width", "height", "steps", "batch", "seed", "cfg")
+PAIRS = ("original", "crop", "target", "negative_original", "negative_crop", "negative_target")
 KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in fields(Job)}
 
 
@@ -159,6 +186,8 @@ def validate(job: Job) -> Job:
             check_text(name, getattr(job, name))
     for name in NUMBERS:
         _check_number(name, getattr(job, name), float if name == "cfg" else int)
+    for name in PAIRS:
+        _check_pair(name, getattr(job, name))
     if (job.seed or 0) + job.batch - 1 > LIMITS["seed"].high:
         raise InputError(f"seed {job.seed} with batch {job.batch}: seeds end at {LIMITS['seed'].high}: use a smaller seed")
     if job.sigmas is not None:
@@ -208,6 +237,16 @@ def _check_number(name: str, value: Any, kind: type) -> None:
         raise InputError(f"{name} {shown(value)} is not allowed: {limit}{remedy}")
 
 
+def _check_pair(name: str, value: Any) -> None:
+    if value is None:
+        return
+    limit = LIMITS[name.removeprefix("negative_")]
+    whole = isinstance(value, tuple | list) and len(value) == 2 and all(type(each) is int for each in value)
+    if not whole or not all(limit.allows(each) for each in value):
+        what = "top, left" if name.endswith("crop") else "height, width"
+        raise InputError(f"{name} {repr(value)[:40]} is not allowed: give two whole numbers ({what}), each {limit}")
+
+
 def _check_sigmas(sigmas: Sequence[float], steps: int | None) -> None:
     falls = all(one > two for one, two in pairwise(sigmas))
     if not falls or not sigmas or not 0 <= sigmas[-1] < sigmas[0] < HIGHEST_SIGMA:
@@ -217,56 +256,3 @@ def _check_sigmas(sigmas: Sequence[float], steps: int | None) -> None:
         raise InputError(f"sigmas has {len(sigmas)} values, so {len(sigmas) - 1} steps: steps are {LIMITS['steps']}")
     if steps is not None and steps != len(sigmas) - 1:
         raise InputError(f"steps {steps} with {len(sigmas)} sigmas, which are {len(sigmas) - 1} steps: leave one of them out")
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line, as an InputError."""
-
-    def error(self, message: str) -> NoReturn:
-        flag = re.fullmatch(r"argument (?:\S+/)?(\S+): expected one argument", message)
-        dash = f', and a value that starts with a dash an equals sign: write {flag[1]}="-c"' if flag else ""
-        raise InputError(f"{message}{dash}: see {self.prog} --help")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Help and version on stdout; an OSError is not passed over, as argparse does."""
-        print(message, end="", flush=True)
-
-
-def parser(prog: str, description: str) -> Parser:
-    """The flags of `Job`, in its order."""
-    made = Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for name, knob in KNOBS.items():
-        keywords: dict[str, Any] = {"dest": name}
-        if knob.parse is None:
-            keywords["action"] = "store_true"
-        else:
-            keywords |= {"type": partial(_parse, knob.flags[-1], knob.parse), "metavar": knob.metavar}
-            keywords["action"] = "append" if knob.repeats else "store"
-        made.add_argument(*knob.flags, help=_help(name, knob), **keywords)
-        if knob.aliases:
-            made.add_argument(*knob.aliases, help=argparse.SUPPRESS, **keywords)
-    return made
-
-
-def _help(name: str, knob: Knob) -> str:
-    default = next(each.default for each in fields(Job) if each.name == name)
-    notes = [str(LIMITS[name])] if name in LIMITS else []
-    notes += [f"default {default}"] if default and default is not True else []
-    return (f"{knob.help} ({'; '.join(notes)})" if notes else knob.help).replace("%", "%%")
-
-
-def _parse(flag: str, parse: Callable[[str], Any], text: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise InputError(f"{flag} {text[:80]!r} is not acceptable: give {error}") from None
-
-
-def from_args(made: Parser, argv: Sequence[str]) -> Job:
-    """The job that the words of a command line ask for; raises InputError."""
-    values = vars(made.parse_args(argv))
-    if "prompt" not in values:
-        raise InputError(f'no prompt: give one, as in {made.prog} -p "a red apple"')
-    if "overrides" in values:
-        values["overrides"] = dict(values["overrides"])
-    return Job(**values)

@@ -17,17 +17,15 @@ from typing import TYPE_CHECKING, Any
 import ldm
 from ldm.errors import InputError
 from ldm.files import write_atomic
-from ldm.metadata import a1111, exif, native, png, xmp
-from ldm.opening import MAX_PIXELS, Opened, check_codec, look, open_picture, stranger
+from ldm.metadata import LIMIT, PARAMETERS, RECORD, exif, png, xmp
 
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Found", "Marks", "Opened", "Saved", "check", "open_picture", "read", "save", "sidecar_of"]
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 QUALITY = {"JPEG": 95, "WEBP": 90, "AVIF": 85}  # where none is asked for
 SIDES = {"JPEG": 65_500, "WEBP": 16_383, "AVIF": 65_535}  # the longest side that the format holds
-_SIDECAR_LIMIT = 2 * native.LIMIT
+_SIDECAR_LIMIT = 2 * LIMIT
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class Marks:
     tool: str = f"ldm {ldm.__version__}"
 
     def texts(self) -> dict[str, str]:
-        both = {a1111.KEY: self.parameters, native.KEY: self.record}
+        both = {PARAMETERS: self.parameters, RECORD: self.record}
         return {key: text for key, text in both.items() if text}
 
 
@@ -69,6 +67,8 @@ class Found:
 
 def check(path: Path, quality: int | None = None) -> str:
     """The format that `path` names. InputError where it is not written here, or `quality` does not fit it."""
+    from ldm import opening
+
     kind = FORMATS.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{path.name}: pictures are written as {', '.join(FORMATS)}: choose one of these endings")
@@ -76,8 +76,44 @@ def check(path: Path, quality: int | None = None) -> str:
         raise InputError(f"{path.name}: quality {quality} has no meaning for PNG, which loses nothing: leave it out")
     if quality is not None and not 1 <= quality <= 100:
         raise InputError(f"{path.name}: quality {quality} is outside 1 to 100: choose a value between")
-    check_codec(path.name, kind)
+    opening.check_codec(path.name, kind)
     return kind
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture file's bytes, and those of its sidecar where the format cannot hold all marks."""
+
+    content: bytes
+    sidecar: bytes = b""
+    outside: str = ""  # what stands in the sidecar alone
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def encode(picture: Image.Image, path: Path, marks: Marks | None, quality: int | None = None) -> Encoded:
+    """The bytes of a picture in the format that the ending of `path` names; see `save`."""
+    kind = check(path, quality)
+    if max(picture.size) > SIDES.get(kind, 2**31 - 1):
+        raise InputError(f"{path.name}: {picture.width}x{picture.height} is more than {kind} holds, {SIDES[kind]} a side: choose .png")
+    _check_texts(marks.texts() if marks else {})
+    blocks = _Blocks(marks) if marks else _Blocks(Marks(), bare=True)
+    if kind == "JPEG":
+        blocks.fit()
+    return Encoded(_encode(picture, kind, quality, blocks), blocks.sidecar, blocks.outside)
+
+
+def publish(encoded: Encoded, path: Path, *, overwrite: bool = False) -> Saved:
+    """Put the bytes at `path`, whole or not at all, the sidecar before it; see `save` for the errors."""
+    if not encoded.sidecar:
+        write_atomic(path, lambda file: file.write(encoded.content), overwrite=overwrite)
+        return Saved(path, encoded.sha256)
+    sidecar = sidecar_of(path)
+    _publish(path, encoded.content, sidecar, encoded.sidecar, overwrite)
+    note = f"{path.name}: a JPEG cannot hold {encoded.outside}: {sidecar.name} beside it does, keep both"
+    return Saved(path, encoded.sha256, sidecar, (note,))
 
 
 def save(picture: Image.Image, path: Path, marks: Marks | None, *, overwrite: bool = False, quality: int | None = None) -> Saved:
@@ -87,27 +123,13 @@ def save(picture: Image.Image, path: Path, marks: Marks | None, *, overwrite: bo
     Raises InputError for texts that cannot come back exactly and for sizes the format does not hold, FileExistsError where `path`
     or its sidecar exists and `overwrite` is false, and OSError from the disk; nothing is left behind then.
     """
-    kind = check(path, quality)
-    if max(picture.size) > SIDES.get(kind, 2**31 - 1):
-        raise InputError(f"{path.name}: {picture.width}x{picture.height} is more than {kind} holds, {SIDES[kind]} a side: choose .png")
-    _check_texts(marks.texts() if marks else {})
-    blocks = _Blocks(marks) if marks else _Blocks(Marks(), bare=True)
-    if kind == "JPEG":
-        blocks.fit()
-    content = _encode(picture, kind, quality, blocks)
-    sidecar: Path | None = None
-    notes: tuple[str, ...] = ()
-    if blocks.sidecar:
-        sidecar = sidecar_of(path)
-        notes = (f"{path.name}: a JPEG cannot hold {blocks.outside}: {sidecar.name} beside it does, keep both",)
-    _publish(path, content, sidecar, blocks.sidecar, overwrite)
-    return Saved(path, hashlib.sha256(content).hexdigest(), sidecar, notes)
+    return publish(encode(picture, path, marks, quality), path, overwrite=overwrite)
 
 
 def _check_texts(texts: Mapping[str, str]) -> None:
     for key, text in texts.items():
         png.check(key, text)
-    if not re.fullmatch("[ -~]*", texts.get(native.KEY, "")):  # XML would change some of the others
+    if not re.fullmatch("[ -~]*", texts.get(RECORD, "")):  # XML would change some of the others
         raise InputError("the record has characters other than printable ASCII: write it with metadata.native.write")
 
 
@@ -128,7 +150,7 @@ class _Blocks:
 
     def xmp(self, *, record: bool) -> bytes:
         digest = hashlib.sha256(self.sidecar).hexdigest() if self.sidecar else None
-        kept = self.texts.get(native.KEY) if record and "record" not in self.outside else None
+        kept = self.texts.get(RECORD) if record and "record" not in self.outside else None
         return b"" if self.bare else xmp.write(xmp.Packet(self.marks.source, self.marks.tool, kept, digest))
 
     def fit(self) -> None:
@@ -173,14 +195,13 @@ def _chunks(blocks: _Blocks) -> Any:
     return made
 
 
-def _publish(path: Path, content: bytes, sidecar: Path | None, beside: bytes, overwrite: bool) -> None:
+def _publish(path: Path, content: bytes, sidecar: Path, beside: bytes, overwrite: bool) -> None:
     """The sidecar first: a picture is never there without it. Its name is taken with it, so two processes cannot mix theirs."""
-    if sidecar:
-        write_atomic(sidecar, lambda file: file.write(beside), overwrite=overwrite)
+    write_atomic(sidecar, lambda file: file.write(beside), overwrite=overwrite)
     try:
         write_atomic(path, lambda file: file.write(content), overwrite=overwrite)
     except BaseException:
-        if sidecar and not overwrite:
+        if not overwrite:
             sidecar.unlink(missing_ok=True)
         raise
 
@@ -190,11 +211,13 @@ def read(path: Path) -> Found:
 
     The texts are data: `metadata.native.read` and `metadata.foreign.read` make sense of them.
     """
-    with stranger(path) as file:
-        found = look(file, path.name)
+    from ldm import opening
+
+    with opening.stranger(path) as file:
+        found = opening.look(file, path.name)
     packet = (xmp.read(found.xmp) if found.xmp else None) or xmp.Packet()
     notes = list(found.notes)
-    said = {native.KEY: packet.record, a1111.KEY: packet.parameters}
+    said = {RECORD: packet.record, PARAMETERS: packet.parameters}
     texts = {key: text for key, text in said.items() if text is not None} | exif.read(found.exif) | found.texts
     if packet.sidecar is not None:
         beside, note = _read_sidecar(sidecar_of(path), packet.sidecar)
@@ -205,8 +228,10 @@ def read(path: Path) -> Found:
 
 def _read_sidecar(path: Path, digest: str) -> tuple[dict[str, str], str]:
     """The texts of the sidecar, or none and a note."""
+    from ldm import opening
+
     try:
-        with stranger(path) as file:
+        with opening.stranger(path) as file:
             content = file.read(_SIDECAR_LIMIT)
         if hashlib.sha256(content).hexdigest() != digest:
             return {}, f"{path.name} is not the one that was written with the picture"

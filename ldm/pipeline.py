@@ -90,8 +90,6 @@ class Pipeline:
         for module in (self.unet, self.vae, *self.towers):
             module.to("meta")
 
-    @torch.no_grad()
-    @retry.named("making pictures")
     def generate(
         self,
         prompt: str,
@@ -118,6 +116,12 @@ class Pipeline:
         """
         given: Any = sigmas  # checked and made a tuple there
         asked = Job(prompt, negative, width, height, steps, cfg, sampler, schedule, given, seed, batch, profile, overrides)
+        return self.run(asked, on_step)
+
+    @torch.no_grad()
+    @retry.named("making pictures")
+    def run(self, asked: Job, on_step: OnStep | None = None) -> Result:
+        """The pictures of a job, as `generate` says; a job also has the sizes that the model is told."""
         job, rules = resolve(asked, self.family)
         for text in notes_on(job, rules):
             note(text)
@@ -159,10 +163,14 @@ class Pipeline:
     def _both(self, job: Job, rules: profiles.Profile) -> tuple[Conditioning, Conditioning | None]:
         """Conditioning of the prompt, and of the negative where guidance asks for it."""
         size = (int(job.height or 0), int(job.width or 0))
-        cond = self.encode(job.prompt, size=size, chunking=rules.chunking)
+        told: dict[str, Any] = {"original": job.original, "crop": job.crop or (0, 0), "target": job.target}
+        cond = self.encode(job.prompt, size=size, chunking=rules.chunking, **told)
         if job.cfg == 1:
             return cond, None
-        uncond = self.encode(job.negative or "", size=size, aesthetic=conditioning.AESTHETIC_NEGATIVE, chunking=rules.chunking)
+        apart = {"original": job.negative_original, "crop": job.negative_crop, "target": job.negative_target}
+        told |= {name: pair for name, pair in apart.items() if pair is not None}
+        told["aesthetic"] = conditioning.AESTHETIC_NEGATIVE
+        uncond = self.encode(job.negative or "", size=size, chunking=rules.chunking, **told)
         if conditioning.decide_zero(rules.empty_negative, job.negative):
             uncond = conditioning.zeroed(uncond, self.family)
         return cond, uncond

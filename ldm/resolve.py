@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
+from ldm import buckets
 from ldm.diffusion import profiles, samplers, schedules
 from ldm.diffusion.profiles import Profile
 from ldm.models.shapes import Family
@@ -21,6 +22,9 @@ def resolve(job: Job, family: Family) -> tuple[Job, Profile]:
     if job.sigmas is not None:  # a list of the user's has no schedule
         defaults |= {"schedule": None, "steps": len(job.sigmas) - 1}
         job = replace(job, sigmas=tuple(schedules.custom(job.sigmas)), schedule=None)
+    if job.ar is not None and job.width is None and job.height is None:
+        height, width = buckets.nearest(job.ar, family.defaults)
+        job = replace(job, height=height, width=width)
     job = replace(job, **{name: value for name, value in defaults.items() if getattr(job, name) is None})
     samplers.get(str(job.sampler), rules)
     if job.sigmas is None:

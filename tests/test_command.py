@@ -14,6 +14,7 @@ import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +27,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import ldm
+from ldm import pictures
 from ldm.checkpoint import writer
 from ldm.checkpoint.memory import size
 from ldm.checkpoint.safetensors import read_header
 from ldm.commands import main, output, progress
 from ldm.errors import LdmError, MemoryNeedError
-from ldm.images import read_texts
 from ldm.metadata import a1111, native
 from ldm.models.shapes import load_family
 from ldm.options import Job
@@ -53,11 +54,10 @@ class Fake:
         progress(1, 1)
         return self
 
-    def generate(self, prompt: str, negative: str | None, *, on_step: Callable[[Any], Any], **keywords: Any) -> SimpleNamespace:
-        self.calls.append({"prompt": prompt, "negative": negative, **keywords})
-        seed = 7 if keywords["seed"] is None else keywords["seed"]
-        chosen = {"width": 16, "height": 8, "steps": 2, "cfg": 5.0, "sampler": "euler", "schedule": "karras", "sigmas": (9.0, 1.0, 0.0)}
-        job = Job(prompt, negative, **{**keywords, **chosen, "seed": seed})
+    def run(self, job: Job, on_step: Callable[[Any], Any]) -> SimpleNamespace:
+        self.calls.append({name: getattr(job, name) for name in native.SAVED})
+        seed = 7 if job.seed is None else job.seed
+        job = replace(job, width=16, height=8, steps=2, cfg=5.0, sampler="euler", schedule="karras", sigmas=(9.0, 1.0, 0.0), seed=seed)
         for _ in range(2):
             on_step(None)
         images = [Image.new("RGB", (16, 8), (k, 0, 0)) for k in range(job.batch)]
@@ -65,11 +65,15 @@ class Fake:
         return SimpleNamespace(images=images, latents=latents, seeds=seeds, job=job, stopped_at=None)
 
 
+def texts_of(path: Path) -> Any:
+    return pictures.read(path).texts
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Fake]:
     made, handler = Fake(), signal.getsignal(signal.SIGTERM)
     monkeypatch.setitem(vars(ldm), "load", made.load)
-    monkeypatch.setattr("ldm.commands.sample._look_ahead", lambda job: None)  # there is no file behind it
+    monkeypatch.setattr("ldm.commands.sample.look_ahead", lambda job, tasks: None)  # there is no file behind it
     monkeypatch.chdir(tmp_path)
     yield made
     signal.signal(signal.SIGTERM, handler)
@@ -102,7 +106,8 @@ def test_everything_asked_for_reaches_the_pipeline(fake: Fake, tmp_path: Path) -
     how = {"device": "cpu", "dtype": "float32", "vae": "v.safetensors", "max_header": 2**25, "verify": True}
     assert fake.loads == [("m.safetensors", how)]
     wanted = {"prompt": "x", "negative": "y", "width": 64, "height": 32, "steps": 3, "cfg": 2.0, "sampler": "heun", "schedule": "simple"}
-    assert fake.calls == [{**wanted, "sigmas": None, "seed": 5, "batch": 2, "profile": "a1111", "overrides": {"ensd": "1"}}]
+    wanted |= {"sigmas": None, "seed": 5, "batch": 2, "profile": "a1111", "overrides": {"ensd": "1"}}
+    assert [{name: call[name] for name in wanted} for call in fake.calls] == [wanted]
 
 
 def test_few_steps_are_remarked_on(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,7 +124,7 @@ def test_absent_values_stay_absent(fake: Fake) -> None:
 
 def test_the_picture_carries_both_records(fake: Fake) -> None:
     assert sample("-p", "a 🍎", "-b", "2", "-o", "a.png", "-q") == 0
-    texts = read_texts(Path("a-1.png"))
+    texts = texts_of(Path("a-1.png"))
     record = native.read(texts[native.KEY])
     assert (record.job.prompt, record.seed, record.index, record.model) == ("a 🍎", 8, 1, "a.safetensors")
     assert (record.device, record.dtype, record.torch, record.version) == ("cpu", "float32", torch.__version__, ldm.__version__)
@@ -158,14 +163,14 @@ def test_overwrite_replaces_the_named_file(fake: Fake, tmp_path: Path) -> None:
         (["-p", "a cat \udcff"], "prompt holds a byte that is not UTF-8 at character 7"),
         ([], "no prompt"),
         (["-p", "x", "--nonsense"], "--nonsense"),
-        (["-p", "x", "-m", "none.safetensors"], "model file none.safetensors does not exist: give the path of a .safetensors file"),
-        (["-p", "x", "-m", "."], "model file . is a folder"),
-        (["-p", "x", "--vae", "none.safetensors"], "vae file none.safetensors does not exist"),
+        (["-p", "x", "-m", "none.safetensors"], "unknown checkpoint 'none.safetensors': `ldm models` lists what is there, or give"),
+        (["-p", "x", "-m", "."], "the folder . is here: name a .safetensors file in it"),
+        (["-p", "x", "--vae", "none.safetensors"], "unknown vae 'none.safetensors'"),
         (["-p", "x", "--profile", "comfy"], "did you mean comfyui?"),
         (["-p", "x", "--set", "rgn=cpu"], "did you mean rng?"),
         (["-p", "x", "--sampler", "eulr"], "euler"),
         (["-p", "x", "--schedule", "karas"], "did you mean karras?"),
-        (["-p", "x", "-o", "a.jpg"], ".jpg is not written: name it a.png"),
+        (["-p", "x", "-o", "a.gif"], ".gif is not written: name it a.png"),
         (["-p", "x", "-o", "file/below"], "is not a folder"),
         (["-p", "x", "--latents", "z.bin"], "must end in .safetensors"),
     ],
@@ -204,10 +209,10 @@ def test_flags_that_end_at_once(fake: Fake, flag: str, code: int) -> None:
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
-    def generate(*_words: Any, **_keywords: Any) -> Any:
+    def run(*_words: Any, **_keywords: Any) -> Any:
         raise error
 
-    return generate
+    return run
 
 
 @pytest.mark.parametrize(
@@ -220,14 +225,14 @@ def raising(error: BaseException) -> Callable[..., Any]:
     ],
 )
 def test_errors_are_one_line_and_a_code(fake: Fake, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str) -> None:
-    fake.generate = raising(error)  # type: ignore[method-assign]
+    fake.run = raising(error)  # type: ignore[method-assign]
     assert sample("-p", "x", "-q") == code
     assert capsys.readouterr() == ("", said)
     assert list(Path().iterdir()) == []
 
 
 def test_debug_shows_the_traceback(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.generate = raising(LdmError("broken"))  # type: ignore[method-assign]
+    fake.run = raising(LdmError("broken"))  # type: ignore[method-assign]
     assert sample("-p", "x", "--debug") == 1
     err = capsys.readouterr().err
     assert "Traceback" in err and err.endswith("ldm: error E1000: broken\n")
@@ -352,9 +357,9 @@ def test_a_picture_that_is_refused_is_kept_elsewhere_and_the_others_are_saved(
     kept = refuse_once(monkeypatch, tmp_path, number) / "ldm-7.png"
     assert sample("-p", "x", "-b", "3", "-q", "-o", "out") == 1
     out, err = capsys.readouterr()
-    assert out.splitlines() == ["out/00001-8.png", "out/00002-9.png"]
+    assert out.splitlines() == ["out/00002-8.png", "out/00003-9.png"]
     assert err == f"ldm: error E5001: cannot write out/00001-7.png: {said}; it is kept as {kept}\n"
-    assert native.read(read_texts(kept)[native.KEY]).seed == 7
+    assert native.read(texts_of(kept)[native.KEY]).seed == 7
 
 
 def test_latents_that_are_refused_cost_no_picture(
@@ -418,7 +423,7 @@ LONG = "ä" * 125  # 250 bytes
         (["-o", "l.safetensors/a.png", "--latents", "l.safetensors"], "are in each other's way"),
         (["-o", "a.png", "--latents", "a.png/l.safetensors"], "are in each other's way"),
         (["-m", "file", "--latents", "link.safetensors", "--overwrite"], "is the file that the model is read from"),
-        (["-m", "f" * 300], "does not exist"),
+        (["-m", "f" * 300], "unknown checkpoint"),
     ],
 )
 def test_places_that_cannot_be_written_are_refused_before_the_load(
@@ -511,7 +516,7 @@ def test_a_model_whose_name_is_not_text_has_one_spelling(fake: Fake, capsys: pyt
     fake.source = name
     assert sample("-p", "x", "-m", name, "-o", "a.png") == 0
     assert "loading m�.safetensors (0 bytes)\n" in capsys.readouterr().err
-    assert native.read(read_texts(Path("a.png"))[native.KEY]).model == "m�.safetensors"
+    assert native.read(texts_of(Path("a.png"))[native.KEY]).model == "m�.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -526,7 +531,7 @@ def test_a_model_whose_name_is_not_text_has_one_spelling(fake: Fake, capsys: pyt
 )
 def test_ensd_is_written_where_it_has_an_effect(fake: Fake, words: list[str], written: str | None) -> None:
     assert sample("-p", "x", "-q", "-o", "a.png", *words) == 0
-    assert a1111.read(read_texts(Path("a.png"))[a1111.KEY]).settings.get("ENSD") == written
+    assert a1111.read(texts_of(Path("a.png"))[a1111.KEY]).settings.get("ENSD") == written
 
 
 def test_a_warning_is_a_note(fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
@@ -554,13 +559,13 @@ SCRIPT = """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     class Slow(Fake):
-        def generate(self, *words, **keywords):
+        def run(self, *words, **keywords):
             print("started", file=sys.stderr, flush=True)
             time.sleep({seconds})
-            return super().generate(*words, **keywords)
+            return super().run(*words, **keywords)
 
     ldm.load = Slow().load
-    ldm.commands.sample._look_ahead = lambda job: None
+    ldm.commands.sample.look_ahead = lambda job, tasks: None
     sys.exit(main(["sample", "-p", "x", "-q", "-o", sys.argv[1]]))
 """
 

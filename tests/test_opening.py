@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from ldm.errors import InputError
-from ldm.pictures import MAX_PIXELS, check, open_picture
+from ldm.opening import MAX_PIXELS, open_picture
+from ldm.pictures import check
 from scripts.faults.picturefiles import AVIF, bombs, file, scene, whole
 
 FILES = whole()

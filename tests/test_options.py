@@ -11,11 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.errors import InputError
-from ldm.options import KNOBS, LIMITS, Job, from_args, parser, validate
+from ldm.flags import given as flags_given
+from ldm.flags import parser
+from ldm.layers import layered
+from ldm.limits import LIMITS
+from ldm.options import KNOBS, Job, validate
 
 
 def job(*argv: str) -> Job:
-    return from_args(parser("ldm sample", ""), ["-p", "x", *argv])
+    return from_args(["-p", "x", *argv])
+
+
+def from_args(argv: list[str]) -> Job:
+    return layered(flags_given(parser("ldm sample", ""), argv))
 
 
 def refusal(call: Any, *args: Any) -> str:
@@ -98,9 +106,8 @@ def test_wrong_words_are_one_line(words: str, said: str) -> None:
 
 
 def test_a_prompt_is_needed_and_an_empty_one_is_a_prompt() -> None:
-    made = parser("ldm sample", "")
-    assert "no prompt" in refusal(from_args, made, [])
-    assert from_args(made, ["-p", ""]).prompt == ""
+    assert "no prompt" in refusal(from_args, [])
+    assert from_args(["-p", ""]).prompt == ""
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ldm import pictures
+from ldm import opening, pictures
 from ldm.errors import InputError
 from ldm.metadata import a1111, exif, native, xmp
 from ldm.pictures import Marks, sidecar_of
@@ -48,7 +48,7 @@ def test_marks_come_back(tmp_path: Path, ending: str) -> None:
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_pixels_come_back(tmp_path: Path, ending: str) -> None:
     quality = 100 if ending == ".webp" else None
-    pixels = pictures.open_picture(pictures.save(PICTURE, tmp_path / f"a{ending}", MARKS, quality=quality).path).rgb
+    pixels = opening.open_picture(pictures.save(PICTURE, tmp_path / f"a{ending}", MARKS, quality=quality).path).rgb
     difference = np.abs(np.asarray(pixels, int) - np.asarray(PICTURE, int)).max()
     assert difference == 0 if ending in (".png", ".webp") else difference < 16
 
@@ -237,20 +237,20 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         (b"hello" * 9, "no known format"),
     ):
         path.write_bytes(content)
-        for call in (pictures.read, pictures.open_picture):
+        for call in (pictures.read, opening.open_picture):
             with pytest.raises(InputError, match=f"not a PNG, JPEG, WebP or AVIF picture .*{said}"):
                 call(path)
     for kind in ("TIFF", "BMP", "GIF", "ICO", "PPM"):
         path.write_bytes(file(PICTURE, kind))
         with pytest.raises(InputError, match="not a PNG, JPEG"):
-            pictures.open_picture(path)
+            opening.open_picture(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match="not a regular file"):
-        pictures.open_picture(tmp_path / "a.png")
+        opening.open_picture(tmp_path / "a.png")
 
 
 def test_a_packed_text_that_swells_is_not_unpacked(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,13 @@ import torch
 
 import ldm
 from ldm import resources
-from ldm.commands import info, main
+from ldm.commands import VERBS, info, main
 from ldm.errors import InputError
-from ldm.options import KNOBS, LIMITS, from_args, parser, validate
+from ldm.flags import given, parser
+from ldm.layers import layered
+from ldm.limits import LIMITS
+from ldm.options import KNOBS, validate
+from scripts import docs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,11 +43,14 @@ def test_there_are_commands_and_no_other_kinds_of_block() -> None:
 def test_the_command_exists_and_its_flags_are_accepted(command: str) -> None:
     words = shlex.split(command)
     if words[:3] == ["python", "-m", "ldm.sample"] or words[:2] == ["ldm", "sample"]:
-        job = from_args(parser("ldm sample", ""), words[3 if words[0] == "python" else 2 :])
+        flags = given(parser("ldm sample", ""), words[3 if words[0] == "python" else 2 :])
+        job = layered(flags, {"prompt": "of the picture"} if "from_image" in flags else None)
         validate(job)
         assert job.profile in resources.names("profiles")
     elif words[:2] == ["ldm", "info"]:
         assert info.parser().parse_args(words[2:]).files
+    elif words[0] == "ldm":
+        assert words[1] in VERBS and import_module(f"ldm.commands.{words[1]}").parser().parse_args(words[2:])
     elif words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
         makefile = (ROOT / "Makefile").read_text()
@@ -52,11 +60,12 @@ def test_the_command_exists_and_its_flags_are_accepted(command: str) -> None:
         assert words == ["pip", "install", "."]
 
 
-def test_the_table_of_flags_is_complete() -> None:
+def test_the_table_of_flags_has_only_flags_that_are_there_and_the_page_has_them_all() -> None:
     rows = "\n".join(re.findall(r"^\| (`-.*)", README, re.MULTILINE))
     shown = set(re.findall(r"`(-[\w-]+)|, `(-[\w-]+)", rows))
     words = {one or two for one, two in shown}
-    assert words == {flag for knob in KNOBS.values() for flag in knob.flags} | {"--version"}
+    assert words <= {flag for knob in KNOBS.values() for flag in knob.flags} | {"--version"} and len(words) > 20
+    assert docs.PATH.read_text(encoding="utf-8") == docs.text(), "python -m scripts.docs"
     for name in ("width", "steps", "cfg", "batch", "seed"):
         assert str(LIMITS[name]).removesuffix(LIMITS[name].note) in rows
 
@@ -93,7 +102,7 @@ def test_relative_links_and_named_files_exist() -> None:
 REFUSED = [
     ["-p", "x", "-W", "1025"],
     ["-p", "x", "-m", "sdxl.safetensors"],
-    ["-p", "x", "--sampler", "dpmpp2m"],
+    ["-p", "x", "--sampler", "dpmpp4m"],
     ["-p", "a cat \udcff"],
     [],
     ["-p", "x", "--latents", "cat.safetensors"],
@@ -128,7 +137,7 @@ def test_the_error_texts_are_what_the_command_says(
     for words in REFUSED:
         assert main(["sample", *words]) == InputError.exit_code
         said.append(capsys.readouterr().err.strip())
-    assert sorted(re.findall(r"^- `(ldm: .*?)`: ", README, re.MULTILINE)) == sorted(said)
+    assert sorted(one or two for one, two in re.findall(r"^- (?:`(ldm: [^`]*)`|``(ldm: .*?)``): ", README, re.MULTILINE)) == sorted(said)
 
 
 @pytest.mark.parametrize("name", ["README.md", "weights/README.md"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 from ldm.checkpoint import identity
@@ -10,11 +11,13 @@ from ldm.checkpoint.kinds import OTHER_NOISE, identify, is_turbo, predicts_v
 from ldm.checkpoint.leftovers import ema_copies
 from ldm.checkpoint.safetensors import Header
 from ldm.errors import FileError, InputError
+from ldm.limits import LIMITS
 from ldm.models.shapes import Family, TowerShape, load_family
 from ldm.resources import names
 
 UNET, VAE, FAMILY_KEY = identity.UNET, identity.VAE, identity.FAMILY_KEY
 BASE, TURBO = "sdxl-base", "sdxl-turbo"  # of one set of shapes
+HINT = 500  # characters of a usage hint
 NAMED = 5  # tensors that a refusal lists
 
 
@@ -30,7 +33,7 @@ def recognise(header: Header) -> Family:
     if marker is not None:
         what = f"{header.path}: this is {identify(header)}: its tensors are those of {family.title}, but {marker} says that it needs"
         raise FileError(f"{what} another noise schedule, which is not run: {identify(header).remedy}")
-    return _as_marked(header, family)
+    return _with_resolution(header, _as_marked(header, family))
 
 
 def _as_marked(header: Header, family: Family) -> Family:
@@ -52,6 +55,21 @@ def notes(header: Header, family: Family) -> list[str]:
     if ema_copies(header.tensors):
         said.append("the file carries an EMA copy of its UNet (model_ema), which is not used")
     return said
+
+
+def usage_hint(header: Header) -> str:
+    """ModelSpec's hint of how the file is to be used, in one line that a terminal can show, or nothing."""
+    text = " ".join(header.metadata.get("modelspec.usage_hint", "").split())
+    return "".join(letter for letter in text if letter.isprintable())[:HINT]
+
+
+def _with_resolution(header: Header, family: Family) -> Family:
+    """The family with ModelSpec's resolution as its size, where that is one."""
+    match = re.fullmatch("([0-9]{2,5})x([0-9]{2,5})", header.metadata.get("modelspec.resolution", "").strip().lower())
+    width, height = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not (LIMITS["width"].allows(width) and LIMITS["height"].allows(height)):
+        return family
+    return replace(family, defaults=replace(family.defaults, width=width, height=height))
 
 
 def vae_prefix(header: Header) -> str:

@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -84,8 +85,12 @@ def _warn(
 def _fail(error: BaseException, message: str, code: int, words: list[str]) -> int:
     if "--debug" in words:
         say("".join(traceback.format_exception(error)).rstrip())
-    complain(error, message)
+    complain(error, message, as_json=_wants_json(words))
     return code
+
+
+def _wants_json(words: list[str]) -> bool:
+    return "--format=json" in words or any(pair == ("--format", "json") for pair in pairwise(words))
 
 
 def _say(message: str, code: int) -> int:

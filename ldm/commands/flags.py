@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldm.options import Parser
+from ldm.flags import Parser
 
 
 def made(verb: str, description: str, *, models_dir: bool = False) -> Parser:

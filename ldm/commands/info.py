@@ -16,7 +16,8 @@ from ldm.commands.progress import size
 from ldm.commands.streams import complain, printable
 from ldm.errors import InputError
 from ldm.files import beginning
-from ldm.options import KNOBS, Parser
+from ldm.flags import Parser
+from ldm.options import KNOBS
 
 PROMPT = 2000  # characters of a prompt that are shown
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how pictures begin; WebP and AVIF have their mark further in

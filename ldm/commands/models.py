@@ -12,6 +12,7 @@ from ldm import library
 from ldm.commands.flags import made
 from ldm.commands.progress import size
 from ldm.commands.streams import printable, say
+from ldm.flags import Parser
 from ldm.hub import names as hub
 from ldm.resources import weights
 from ldm.summaries import Summary, summaries
@@ -29,9 +30,7 @@ class Row:
 
 def run(argv: list[str]) -> int:
     """Do the verb and return the exit code."""
-    parser = made("models", "List the model files that names reach, and what each is.", models_dir=True)
-    parser.add_argument("words", nargs="*", metavar="WORD", help="list only names with all of these in them")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     found = library.scan([*library.places(options.models_dir), weights()])
     rows = [row for row in _rows(found) if all(word.casefold() in row.name.casefold() for word in options.words)]
     known = summaries(row.path for row in rows)
@@ -42,6 +41,12 @@ def run(argv: list[str]) -> int:
     for note in found.notes:
         say(f"ldm: note: {note}")
     return 0
+
+
+def parser() -> Parser:
+    flags = made("models", "List the model files that names reach, and what each is.", models_dir=True)
+    flags.add_argument("words", nargs="*", metavar="WORD", help="list only names with all of these in them")
+    return flags
 
 
 def _rows(found: library.Library) -> Iterator[Row]:

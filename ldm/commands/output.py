@@ -11,11 +11,14 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
+from ldm import naming
 from ldm.errors import InputError, LdmError
+from ldm.options import Job
+from ldm.pictures import FORMATS, check
 
-SUFFIXES = (".png",)
+SUFFIXES = tuple(FORMATS)
 NAME_BYTES = 255  # of one name, on all common file systems
-_OTHER = (".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
+_OTHER = (".gif", ".bmp", ".tif", ".tiff", ".jxl", ".heic")
 
 
 def is_file(output: str) -> bool:
@@ -26,12 +29,18 @@ def is_file(output: str) -> bool:
     return suffix in SUFFIXES
 
 
-def check_pictures(output: str, batch: int, overwrite: bool) -> None:
-    """InputError unless `batch` pictures may be written where -o says."""
+def check_pictures(job: Job, batch: int) -> None:
+    """InputError unless `batch` pictures may be written where -o says, in the format and with the names asked for."""
+    output, overwrite = job.output, job.overwrite
     path = Path(output)
+    check(path if is_file(output) else Path(f"x.{job.type}"), job.quality)
+    if job.name is not None:
+        naming.parse(job.name)
     if not is_file(output):
         check_folder(path)
         return
+    if job.name is not None:
+        raise InputError(f"output {output} is a file, and --name {job.name} is for folders: leave one of them out")
     _check_length(path)
     check_folder(path.parent)
     if path.is_dir():
@@ -108,14 +117,14 @@ class Numbers:
         return self._last
 
 
-def candidates(output: str, seed: int, place: int, numbers: Numbers | None = None) -> Iterator[Path]:
+def candidates(output: str, seed: int, place: int, numbers: Numbers | None = None, suffix: str = ".png") -> Iterator[Path]:
     """Names for a picture, the first choice first; `place` in the batch (from 0) numbers the files of a file name."""
     path = Path(output)
     if is_file(output):
         yield from _numbered(path, place)
     numbers = numbers or Numbers(path)
     while True:
-        name = path / f"{numbers.take():05}-{seed}.png"
+        name = path / f"{numbers.take():05}-{seed}{suffix}"
         if not os.path.lexists(name):  # another process is at the same number
             yield name
 

@@ -12,8 +12,8 @@ from ldm.commands.flags import made
 from ldm.commands.progress import Bar, size
 from ldm.commands.streams import say, tell
 from ldm.errors import InputError, LdmError
+from ldm.flags import Parser
 from ldm.hub import names
-from ldm.options import Parser
 from ldm.summaries import Summary, summarise
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ASK_ABOVE = 10**9  # bytes
 
 def run(argv: list[str]) -> int:
     """Do the verb and return the exit code; raises LdmError."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     name = names.parse(options.name)
     if name is None:
         raise InputError(
@@ -42,14 +42,14 @@ def run(argv: list[str]) -> int:
     return _done(_fetch(plan, options.quiet), str(plan.name), options.json, options.quiet)
 
 
-def _parser() -> Parser:
-    parser = made("pull", "Download a .safetensors file from the Hugging Face Hub.")
-    parser.add_argument("name", metavar="ORG/REPO[:FILE][@REVISION]", help="what to download; without FILE the only one there is")
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask at a terminal before more than 1 GB")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded, how much and where to, and stop")
-    parser.add_argument("--offline", action="store_true", help="look in the cache alone")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
-    return parser
+def parser() -> Parser:
+    flags = made("pull", "Download a .safetensors file from the Hugging Face Hub.")
+    flags.add_argument("name", metavar="ORG/REPO[:FILE][@REVISION]", help="what to download; without FILE the only one there is")
+    flags.add_argument("-y", "--yes", action="store_true", help="do not ask at a terminal before more than 1 GB")
+    flags.add_argument("--dry-run", action="store_true", help="say what would be downloaded, how much and where to, and stop")
+    flags.add_argument("--offline", action="store_true", help="look in the cache alone")
+    flags.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes")
+    return flags
 
 
 def _cached(name: names.HubName) -> Path:

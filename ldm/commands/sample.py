@@ -1,80 +1,113 @@
-"""`ldm sample`: a prompt in, pictures out. Paths on stdout, everything else on stderr."""
+"""`ldm sample`: jobs in, pictures out. Paths or JSON on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ldm
+from ldm import library
 from ldm.checkpoint.memory import size
 from ldm.commands import output
-from ldm.commands.progress import Bar, rate
-from ldm.commands.streams import complain, say, tell
+from ldm.commands.making import make_one
+from ldm.commands.progress import Bar
+from ldm.commands.saving import Saver
+from ldm.commands.streams import say, show
 from ldm.diffusion import profiles
-from ldm.errors import InputError, LdmError, near_matches
-from ldm.files import write_atomic
-from ldm.options import Job, from_args, parser, validate
-from ldm.resources import weights
+from ldm.flags import given, parser
+from ldm.jobs import prompts
+from ldm.jobs.fields import Task
+from ldm.layers import layered, picture_layer
+from ldm.metadata.native import SAVED
+from ldm.options import Job, validate
 
 if TYPE_CHECKING:
-    from ldm.metadata.native import Record
-    from ldm.pipeline import Pipeline, Result
+    from ldm.models.shapes import Family
+    from ldm.pipeline import Pipeline
 
 
 def run(argv: list[str]) -> int:
     """Do the verb and return the exit code; raises LdmError."""
-    made = parser("ldm sample", "Make pictures of a prompt.")
+    made = parser("ldm sample", "Make pictures of a prompt, or of many.")
     made.add_argument("--version", action="version", version=f"ldm {ldm.__version__}", help="show the version")
-    job = from_args(made, argv)
+    flags = given(made, argv)
+    job, notes = job_of(flags)
     if job.quiet:
         warnings.simplefilter("ignore")  # until `main` ends
-    check(job)
-    pipeline = _load(job)
-    _advise(job.sampler or pipeline.family.defaults.sampler, _steps(pipeline, job), job.quiet)
-    start = time.perf_counter()
-    with Bar("sampling", job.quiet, _steps(pipeline, job)) as bar:
-        result = _generate(pipeline, job, bar)
-    return _save(pipeline, result, job, _timing(bar.done, time.perf_counter() - start))
+    tasks, more = tasks_of(job)
+    for note in (*notes, *more):
+        say(f"ldm: note: {note}", job.quiet)
+    check(job, tasks)
+    if job.dry_run:
+        return _dry(job, tasks)
+    if job.loop:
+        from ldm.commands.loop import loop
+
+        return loop(load(job, tasks), job)
+    pipeline = load(job, tasks)
+    saver = Saver(pipeline, job, tasks)
+    if job.resume or job.skip_existing:
+        return saver.claimed(tasks, partial(make_one, pipeline))
+    code = 0
+    for at, task in enumerate(tasks):
+        result, timings = make_one(pipeline, task)
+        code = max(code, saver.save(result, task, at, timings))
+    return code
 
 
-def check(job: Job) -> None:
+def job_of(flags: Mapping[str, Any]) -> tuple[Job, list[str]]:
+    """The job of a command line, its files found by name, and notes."""
+    picture, notes = picture_layer(flags["from_image"]) if flags.get("from_image") else (None, [])
+    job = layered(flags, picture)
+    folders = library.places(job.models_dir or ())
+    model = None if job.model is None else str(library.find(job.model, "checkpoint", folders))
+    vae = None if job.vae is None else str(library.find(job.vae, "vae", folders))
+    return replace(job, model=model, vae=vae, quiet=job.quiet or job.format == "quiet"), notes
+
+
+def tasks_of(job: Job) -> tuple[list[Task], list[str]]:
+    """What the job asks for: the lines of a prompt file, a task a seed, or one."""
+    if job.from_file is not None:
+        sheet = prompts.read(job.from_file, replace(job, seeds=None))
+        return sheet.tasks, sheet.notes
+    return [Task(replace(job, seed=seed, seeds=None), "the command line") for seed in job.seeds or (job.seed,)], []
+
+
+def check(job: Job, tasks: Sequence[Task]) -> None:
     """Refuse, before any model is loaded, what cannot end well."""
-    validate(job)
-    profile = profiles.override(profiles.load_profile(job.profile), job.overrides or {})
-    for flag, path in (("model", job.model), ("vae", job.vae)):
-        _check_input(flag, path)
-    output.check_pictures(job.output, job.batch, job.overwrite)
+    for task in tasks or [Task(job, "the command line")]:
+        validate(task.job)
+        rules = profiles.override(profiles.load_profile(task.job.profile), task.job.overrides or {})
+        _check_names(task.job, rules)
+    count = sum(task.job.batch for task in tasks)
+    output.check_pictures(job, count)
     if job.latents is not None:
         output.check_new(Path(job.latents), ".safetensors", job.overwrite)
         output.check_apart(job.output, Path(job.latents), (job.model, job.vae))
-    _check_names(job, profile)
 
 
-def _check_input(flag: str, path: str | None) -> None:
-    if path is None or os.path.isfile(path):
-        return
-    what = "is a folder" if os.path.isdir(path) else "is not a file" if os.path.lexists(path) else "does not exist"
-    raise InputError(f"{flag} file {path} {what}: give the path of a .safetensors file")
-
-
-def _check_names(job: Job, profile: profiles.Profile) -> None:
+def _check_names(job: Job, rules: profiles.Profile) -> None:
     """The tables of samplers and schedules hold code, so torch is imported here, and not before."""
     from ldm.diffusion import samplers, schedules
 
     if job.sampler is not None:
-        samplers.get(job.sampler, profile)
-    if job.schedule is not None and job.schedule not in schedules.SCHEDULES:
-        raise InputError(f"unknown schedule {job.schedule!r}: {near_matches(job.schedule, list(schedules.SCHEDULES))}")
+        samplers.get(job.sampler, rules)
+    if job.schedule is not None:
+        schedules.check_name(job.schedule)
 
 
-def _load(job: Job) -> Pipeline:
-    path = _model(job)
-    say(f"loading {_name(path)}" + (f" ({size(path.stat().st_size)})" if os.path.isfile(path) else ""), job.quiet)
-    _look_ahead(job)
+def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
+    """The model of the run, when its header and all jobs have been looked at."""
+    path = library.find(job.model)
+    say(f"loading {name_of(path)} ({size(path.stat().st_size)})" if os.path.isfile(path) else f"loading {name_of(path)}", job.quiet)
+    look_ahead(job, tasks)
     start = time.perf_counter()
     with Bar("loading", job.quiet, unit="B") as bar:
         pipeline = ldm.load(
@@ -86,142 +119,55 @@ def _load(job: Job) -> Pipeline:
             max_header=job.max_header,
             verify=job.verify,
         )
-    say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {_place(pipeline)}", job.quiet)
+    say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {pipeline.device}, {dtype_word(pipeline)}", job.quiet)
     return pipeline
 
 
-def _model(job: Job) -> Path:
-    from ldm.pipeline import BOX
-
-    return Path(job.model) if job.model is not None else weights() / BOX
-
-
-def _look_ahead(job: Job) -> None:
-    """From the header alone: MemoryNeedError where the job will not fit, and with --debug what of the metadata is not read."""
-    from ldm.checkpoint.families import recognise
+def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
+    """From the header alone: MemoryNeedError where a job will not fit, and with --debug what of the metadata is not read."""
+    from ldm import watermark
+    from ldm.checkpoint.families import recognise, usage_hint
     from ldm.checkpoint.kinds import unread_metadata
     from ldm.checkpoint.safetensors import read_header
     from ldm.devices import place_for
     from ldm.resolve import resolve
     from ldm.runtime import need
 
-    header = read_header(_model(job), job.max_header)
+    header = read_header(library.find(job.model), job.max_header)
     unread = unread_metadata(header) if job.debug else []
     if unread:
         say(f"metadata that is not read: {', '.join(map(ascii, unread))}", job.quiet)
     family = recognise(header)
+    hint = usage_hint(header)
+    if hint:
+        say(f"usage hint of the file: {hint}", job.quiet)
     place = place_for(family, job.device, job.dtype)
-    need.check_job(need.plan_of(*resolve(job, family), family, **place._asdict()))
+    resolved = [resolve(task.job, family) for task in tasks]
+    for plan in dict.fromkeys(need.plan_of(*each, family, **place._asdict()) for each in resolved):
+        need.check_job(plan)
+    for made, _ in resolved:
+        if made.watermark != "none":
+            watermark.check(int(made.width or 0), int(made.height or 0))
+    return family
 
 
-def _place(pipeline: Pipeline) -> str:
-    return f"{pipeline.device}, {_dtype(pipeline)}"
+def _dry(job: Job, tasks: Sequence[Task]) -> int:
+    """The finished jobs as JSON, a line each; nothing is made."""
+    from ldm.resolve import resolve
 
-
-def _dtype(pipeline: Pipeline) -> str:
-    return str(pipeline.dtype).removeprefix("torch.")
-
-
-def _steps(pipeline: Pipeline, job: Job) -> int:
-    return len(job.sigmas) - 1 if job.sigmas else job.steps or pipeline.family.defaults.steps
-
-
-def _advise(sampler: str, steps: int, quiet: bool) -> None:
-    from ldm.diffusion.samplers import SAMPLERS
-
-    if steps < SAMPLERS[sampler].minimum:
-        say(
-            f"note: {sampler} wants at least {SAMPLERS[sampler].minimum} steps unless the model was made for fewer: this run has {steps}",
-            quiet,
-        )
-
-
-def _generate(pipeline: Pipeline, job: Job, bar: Bar) -> Result:
-    return pipeline.generate(
-        job.prompt,
-        job.negative,
-        width=job.width,
-        height=job.height,
-        steps=job.steps,
-        cfg=job.cfg,
-        sampler=job.sampler,
-        schedule=job.schedule,
-        sigmas=job.sigmas,
-        seed=job.seed,
-        batch=job.batch,
-        profile=job.profile,
-        overrides=job.overrides,
-        on_step=bar.step,
-    )
-
-
-def _timing(steps: int, seconds: float) -> str:
-    speed = rate(steps, seconds)
-    return f"{seconds:.1f} s" + (f" ({speed})" if speed else "")
-
-
-def _save(pipeline: Pipeline, result: Result, job: Job, timing: str) -> int:
-    """Write the latents, then every picture, whatever becomes of the others. The exit code: 1 where one could not be written."""
-    from ldm.images import save_png
-
-    code = 0 if job.latents is None else _save_latents(result, Path(job.latents), job.overwrite)
-    folder = Path(job.output).parent if output.is_file(job.output) else Path(job.output)
-    for index, (picture, seed) in enumerate(zip(result.images, result.seeds, strict=True)):
-        save = partial(save_png, picture, texts=_texts(_record(pipeline, result, index)))
-        overwrite = job.overwrite and output.is_file(job.output)
-        try:
-            path = output.save_or_keep(output.candidates(job.output, seed, index), folder, f"ldm-{seed}.png", save, overwrite)
-        except LdmError as error:
-            complain(error)
-            code = 1
-            continue
-        say(f"saved {path}  seed {seed}  {timing}", job.quiet)
-        code = max(code, tell(path))
+    family = look_ahead(job, tasks)
+    code = 0
+    for task in tasks:
+        done, _ = resolve(task.job, family)
+        saved = {name: getattr(done, name) for name in SAVED}
+        code = max(code, show(json.dumps({**saved, "model": name_of(library.find(job.model)), "family": family.name})))
     return code
 
 
-def _save_latents(result: Result, path: Path, overwrite: bool) -> int:
-    from ldm.checkpoint.writer import content, tensor_items
-
-    tensors = tensor_items({"latents": result.latents.float()})
-    write = partial(write_atomic, write=content(tensors, {"seeds": ",".join(map(str, result.seeds))}))
-    try:
-        output.save_or_keep(iter([path]), path.parent, f"ldm-{result.seeds[0]}.safetensors", write, overwrite)
-    except LdmError as error:
-        complain(error)
-        return 1
-    return 0
+def dtype_word(pipeline: Pipeline) -> str:
+    return str(pipeline.dtype).removeprefix("torch.")
 
 
-def _record(pipeline: Pipeline, result: Result, index: int) -> Record:
-    """The record of one picture of the batch. Paths stay out of it: only the files' own names."""
-    import torch
-
-    from ldm.metadata.native import Record
-
-    return Record(
-        job=result.job,
-        seed=result.seeds[index],
-        index=index,
-        model=_name(pipeline.source),
-        family=pipeline.family.name,
-        vae=None if pipeline.vae_source is None else _name(pipeline.vae_source),
-        device=str(pipeline.device),
-        dtype=_dtype(pipeline),
-        torch=torch.__version__,
-        version=ldm.__version__,
-        stopped_at=result.stopped_at,
-    )
-
-
-def _name(path: str | Path) -> str:
+def name_of(path: str | Path) -> str:
     """A file's own name as text, whatever bytes it is made of."""
     return os.fsencode(Path(path).name).decode("utf-8", "replace")
-
-
-def _texts(record: Record) -> dict[str, str]:
-    """The text chunks of a picture: the dialect that others read, and our own record."""
-    from ldm.metadata import a1111, native
-
-    profile = profiles.override(profiles.load_profile(record.job.profile), record.job.overrides or {})
-    return {a1111.KEY: a1111.write(a1111.from_record(record, profile)), native.KEY: native.write(record)}

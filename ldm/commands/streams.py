@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 from typing import TextIO
@@ -27,11 +28,12 @@ def say(text: str, quiet: bool = False) -> None:
         mute(sys.stderr)
 
 
-def complain(error: BaseException, message: str | None = None) -> None:
-    """The one line of an error: `ldm: error E####: what, where: what to do`."""
+def complain(error: BaseException, message: str | None = None, *, as_json: bool = False) -> None:
+    """The one line of an error: `ldm: error E####: what, where: what to do`, or the same as a JSON object."""
     code = getattr(error, "code", None)
     known = code if isinstance(code, str) and code in CODES else LdmError.code
-    say(f"ldm: error {known}: {' '.join((str(error) if message is None else message).splitlines())}")
+    line = " ".join((str(error) if message is None else message).splitlines())
+    say(json.dumps({"error": {"code": known, "message": line}}) if as_json else f"ldm: error {known}: {line}")
 
 
 def tell(path: str | os.PathLike[str]) -> int:
@@ -39,13 +41,18 @@ def tell(path: str | os.PathLike[str]) -> int:
 
     A reader that has gone is no failure.
     """
+    return show(os.fsencode(path))
+
+
+def show(line: str | bytes) -> int:
+    """A line on stdout; the exit code as of `tell`."""
     try:
-        _write(os.fsencode(path) + b"\n")
+        _write((line.encode() if isinstance(line, str) else line) + b"\n")
     except BrokenPipeError:
         mute(sys.stdout)
     except OSError as error:
         mute(sys.stdout)
-        say(f"ldm: cannot write to stdout: {error.strerror or error}: the files are written, but their paths are not all printed")
+        say(f"ldm: cannot write to stdout: {error.strerror or error}: the files are written, but not all is printed")
         return 1
     return 0
 

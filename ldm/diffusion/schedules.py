@@ -164,13 +164,18 @@ def _timesteps(n: int, spacing: str) -> Tensor:
     return t.float()
 
 
+def check_name(schedule: str) -> None:
+    """Raises InputError with the near matches unless there is a schedule of this name."""
+    if schedule not in _MAKERS:
+        raise InputError(f"unknown schedule {schedule!r}: {near_matches(schedule, list(_MAKERS))}")
+
+
 def sigmas(schedule: str, steps: int, table: SigmaTable, profile: Profile, sampler: str) -> list[float]:
     """steps + 1 sigmas, the last 0. `sampler` is a name: some get a list that leaves out the last but one (profile).
 
     InputError: unknown schedule, steps outside 1 to 1000, or more steps than the schedule has distinct sigmas.
     """
-    if schedule not in _MAKERS:
-        raise InputError(f"unknown schedule {schedule!r}: {near_matches(schedule, list(_MAKERS))}")
+    check_name(schedule)
     if not 1 <= steps <= MAX_STEPS:
         raise InputError(f"steps cannot be {steps}: give 1 to {MAX_STEPS}")
     extra = sampler in profile.drop_penultimate

@@ -51,15 +51,18 @@ class Room:
 
     def put(
         self, claim: Claim, content: bytes, names: Iterator[Path], *, seed: int, put: Put, index: int = 0,
-        timings: Mapping[str, float] | None = None,
+        timings: Mapping[str, float] | None = None, write: Callable[[Path], Path] | None = None,
     ) -> Entry:  # fmt: skip
-        """Write a picture under the first free of `names`, all in the folder, then its line; `put` deals with the disk's refusals."""
+        """Write a picture under the first free of `names`, all in the folder, then its line; `put` deals with the disk's refusals.
+
+        `write(path)` is given where more than `content` is to be written.
+        """
         entry = Entry(claim.digest, seed, "", hashlib.sha256(content).hexdigest(), len(content), index=index, timings=timings or {})
 
         def save(path: Path) -> Path:
             return write_atomic(path, lambda file: file.write(content), overwrite=False)
 
-        path = put(claim.intending(entry, names), save)
+        path = put(claim.intending(entry, names), write or save)
         made = Entry(**{**vars(entry), "path": path.relative_to(self.folder).as_posix()})
         self.manifest.append(made)
         return made

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ldm.errors import InputError
-from ldm.metadata.native import LIMIT, Record
+from ldm.metadata import LIMIT, PARAMETERS
+from ldm.metadata.native import Record
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
 
-KEY = "parameters"
+KEY = PARAMETERS
 SAMPLERS = {
     "euler": "Euler",
     "euler_a": "Euler a",
@@ -59,6 +60,7 @@ def from_record(record: Record, profile: Profile | None = None) -> Infotext:
         "CFG scale": job.cfg,
         "Seed": record.seed,
         "Size": f"{job.width}x{job.height}",
+        "Model hash": record.model_sha256[:10] if record.model_sha256 else None,
         "Model": record.model.removesuffix(".safetensors"),  # a model's name without its suffix, a VAE's with it: the dialect's custom
         "VAE": record.vae,
         "ENSD": profile.ensd or None if profile and profile.ancestral_rng == "continued" else None,  # elsewhere it has no effect

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ldm.errors import InputError
-from ldm.metadata import a1111, comfyui, native
+from ldm.metadata import LIMIT, a1111, comfyui, native
 from ldm.metadata.a1111 import Infotext
 
 SHOWN = 10_000  # characters of one setting
@@ -119,7 +119,7 @@ def _novel(texts: Mapping[str, str]) -> Reading | None:
 
 def _object(text: str) -> dict[str, Any]:
     """The object of a JSON text; empty for anything else."""
-    if text.lstrip()[:1] != "{" or len(text) > native.LIMIT:
+    if text.lstrip()[:1] != "{" or len(text) > LIMIT:
         return {}
     try:
         value = json.loads(text)

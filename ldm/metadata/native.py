@@ -9,20 +9,19 @@ The text is ASCII (JSON escapes the rest), so no reader's idea of an encoding ca
 from __future__ import annotations
 
 import json
-import math
-import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, NoReturn, TypeVar
 
+from ldm import values
 from ldm.errors import InputError
+from ldm.metadata import LIMIT, RECORD
 from ldm.options import KNOBS, Job
 
 T = TypeVar("T")
-KEY = "ldm"
+KEY = RECORD
 SCHEMA = 1
-LIMIT = 8 * 2**20  # characters; the longest legal job needs about 2.5 million
 SAVED = [name for name, knob in KNOBS.items() if knob.saved]
 
 
@@ -41,6 +40,7 @@ class Record:
     torch: str  # torch's version
     version: str  # ldm's version
     stopped_at: int | None = None  # the step after which the run was stopped
+    model_sha256: str | None = None  # of the whole file
 
 
 def write(record: Record) -> str:
@@ -52,12 +52,12 @@ def write(record: Record) -> str:
 
 def read(text: str) -> Record:
     """The record of a JSON text, taken as data: InputError for anything that `write` does not write."""
-    values = _object(_json(text), "the record")
-    schema = values.pop("schema", None)
+    given = _object(_json(text), "the record")
+    schema = given.pop("schema", None)
     if schema != SCHEMA or isinstance(schema, bool):
         raise InputError(f"picture record: schema {str(schema)[:40]!r} is not {SCHEMA}: it was made by another version of ldm")
-    values["job"] = _build(Job, _object(values.get("job"), "job"), SAVED)
-    return _build(Record, values, [each.name for each in fields(Record)])
+    given["job"] = _build(Job, _object(given.get("job"), "job"), SAVED)
+    return _build(Record, given, [each.name for each in fields(Record)])
 
 
 def _json(text: str) -> Any:
@@ -86,30 +86,19 @@ def _object(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def _build(kind: type[T], values: Mapping[str, Any], names: list[str]) -> T:
-    """`kind(**values)`, with exactly `names`, each of its declared type."""
-    wrong = sorted(set(values) ^ set(names))
+def _build(kind: type[T], given: Mapping[str, Any], names: list[str]) -> T:
+    """`kind(**given)`, with no other than `names`, each of its declared type; what has a default may be missing, as in older records."""
+    needed = {each.name for each in fields(kind) if each.default is MISSING}  # type: ignore[arg-type]
+    wrong = sorted(set(given) - set(names) | needed - set(given))
     if wrong:
-        problem = "unknown" if wrong[0] in values else "missing"
+        problem = "unknown" if wrong[0] in given else "missing"
         raise InputError(f"picture record: {wrong[0][:40]!r} is {problem}: it was made by another version of ldm")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _typed(name, value, hints[name]) for name, value in values.items()})
+    return kind(**{name: _typed(name, value, hints[name]) for name, value in given.items()})
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` where its type is `hint`: a class, a union of classes, tuple[float, ...] or a mapping."""
-    for kind in typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,):
-        origin = typing.get_origin(kind) or kind
-        if origin is tuple and isinstance(value, list) and all(_is_number(item) for item in value):
-            return tuple(float(item) for item in value)
-        if origin is float and _is_number(value):
-            return value
-        if origin is Mapping and isinstance(value, dict):
-            return value
-        if type(value) is origin:
-            return value
-    raise InputError(f"picture record: {name} has the wrong type ({type(value).__name__}): the file is damaged or not made by ldm")
-
-
-def _is_number(value: Any) -> bool:
-    return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**1023)
+    try:
+        return values.typed(value, hint)
+    except TypeError as error:
+        raise InputError(f"picture record: {name} has the wrong type ({error}): the file is damaged or not made by ldm") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from ldm import pictures
+from ldm import opening, pictures
 from ldm.errors import InputError
 from ldm.metadata import foreign, png
 from ldm.pictures import Marks
@@ -52,7 +52,7 @@ def d5(count: int | None = None) -> Figure:
     )
     within = all(peak <= (WEBP if name.endswith("webp") else 4 * channels) for name, (peak, channels) in peaks.items())
     goal = f"0 crashes, only refusals in one line; 0 decodes over 40 MP; peak <= 4 x pixels x channels (WebP {WEBP} x pixels)"
-    return Figure(goal, reached, not crashes and not others and refused == len(bombs()) and largest <= pictures.MAX_PIXELS and within)
+    return Figure(goal, reached, not crashes and not others and refused == len(bombs()) and largest <= opening.MAX_PIXELS and within)
 
 
 def _kinds(peaks: Mapping[str, Any]) -> set[str]:
@@ -77,7 +77,7 @@ def _bombs() -> int:
                 path = Path(folder, name)
                 path.write_bytes(content)
                 try:
-                    pictures.open_picture(path)
+                    opening.open_picture(path)
                 except InputError as error:
                     refused += "million pixels" in str(error)
     finally:

@@ -1,0 +1,69 @@
+"""`ldm sample --loop`: the model stays, prompts come one a line.
+
+A line is a prompt, with the options that prompt files take; "/NAME VALUE" sets a value for the lines after it, "/" shows what is set,
+"/q" or the end of the input ends the loop. What is wrong with a line is said, and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ldm.commands.making import make_one
+from ldm.commands.saving import Saver
+from ldm.commands.streams import complain, say
+from ldm.errors import InputError, LdmError
+from ldm.jobs import prompts
+from ldm.layers import table
+from ldm.metadata.native import SAVED
+from ldm.options import Job, validate
+
+if TYPE_CHECKING:
+    from ldm.pipeline import Pipeline
+
+SHORT = {"w": "width", "h": "height", "s": "seed", "g": "cfg", "n": "steps"}  # as other programs' loops have them
+
+
+def loop(pipeline: Pipeline, job: Job) -> int:
+    """Ask until the end; the exit code is 0, or 1 where a picture could not be saved."""
+    code = 0
+    for line in _lines():
+        try:
+            if line.startswith("/"):
+                job = _set(job, line)
+                continue
+            tasks = prompts.parse(line.encode(), "the line", "text", job).tasks
+            saver = Saver(pipeline, job, tasks)
+            for at, task in enumerate(tasks):
+                result, timings = make_one(pipeline, task)
+                code = max(code, saver.save(result, task, at, timings))
+        except LdmError as error:
+            complain(error, as_json=job.format == "json")
+    return code
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or piped, line by line; without the ones that are empty."""
+    shown = sys.stdin.isatty()
+    while True:
+        if shown:
+            print("prompt> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() in ("/q", "/quit", "/exit"):
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _set(job: Job, line: str) -> Job:
+    """The job with the value of a line such as "/steps 20"."""
+    name, _, text = line.removeprefix("/").partition(" ")
+    if not name:
+        say(", ".join(f"{each} {getattr(job, each)!r}" for each in SAVED if getattr(job, each) is not None))
+        return job
+    name = SHORT.get(name, name)
+    if name in ("batch", "size", *SAVED):
+        return validate(replace(job, **table({name: text.strip()}, "the line")))
+    raise InputError(f"the line: /{name[:40]} is none of the values of a picture: see the names in docs/cli.md, or /q to end")
