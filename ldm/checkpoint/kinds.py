@@ -155,7 +155,7 @@ def _purpose(model: str, channels: int) -> str:
 
 def _variant(header: Header, model: str, channels: int) -> tuple[str, list[str]]:
     """The model, more exactly, by what stands beside the UNet, and more about it."""
-    copy = "full EMA copy of the UNet" if any_starting(header, "model_ema.diffusion_model") else "EMA counters"
+    copy = "EMA copy of the UNet" if any_starting(header, "model_ema.diffusion_model") else "EMA counters"
     details = [copy] if any_starting(header, "model_ema.") else []
     if channels not in (4, 0):
         details.insert(0, f"its UNet takes {channels} channels, not 4")

@@ -157,9 +157,11 @@ class _Source:
             return
         values = target if target.dtype == piece.dtype else self._scratch(piece.nbytes).view(piece.dtype)
         self._fill(values.view(torch.uint8), piece.start)
+        narrow = values.dtype == target.dtype or values.itemsize < target.itemsize  # a wider dtype holds all values of a narrower one
+        doubt = narrow and doubtful(values)  # before the copy, which would drive them from the cache
         if values is not target:
             target.copy_(values)
-        if doubtful(values if values.itemsize < target.itemsize else target):  # a wider dtype holds all values of a narrower one
+        if doubt or (not narrow and doubtful(target)):
             self.found.append((piece, None))
 
     def _read_device(self, piece: Copy) -> None:

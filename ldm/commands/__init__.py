@@ -22,6 +22,7 @@ VERBS = {
     "models": "the model files that names reach, and what each is",
     "pull": "a model file from the Hugging Face Hub",
     "doctor": "what this machine has of all that is needed, with remedies",
+    "completion": "words for a shell to complete: bash, zsh or fish",
 }
 INTERRUPTED, TERMINATED = 130, 143
 

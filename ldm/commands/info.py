@@ -45,7 +45,7 @@ def parser() -> Parser:
     made.add_argument("files", nargs="+", metavar="FILE", help="a .safetensors file or a picture")
     made.add_argument("--json", action="store_true", help="one JSON object a file")
     made.add_argument("--hash", action="store_true", help="add sha256, AutoV2 and AutoV3, which reads the whole file")
-    made.add_argument("--verify", action="store_true", help="refuse a file whose sha256 is not that of the official file it looks like")
+    made.add_argument("--verify", action="store_true", help="refuse a model file whose sha256 is not the one known for it")
     made.add_argument("--max-header", type=_size, default=MAX_HEADER, metavar="SIZE", help=KNOBS["max_header"].help)
     made.add_argument("--debug", action="store_true", help=KNOBS["debug"].help)
     return made

@@ -218,7 +218,7 @@ def a9(count: int | None = None) -> Figure:
             race.run(Path(name) / f"{i % 16}.safetensors", list(CHANGES.values())[i % len(CHANGES)], fresh=i % 2 == 0)
     outcomes = ", ".join(f"{number:,} {what}" for what, number in sorted(race.outcomes.items()))
     good = race.outcomes.keys() <= {"unharmed", "refused as changed"} and len(race.outcomes) == 2
-    return Figure("each unharmed, or refused as changed while it was read", f"{count:,} races: {outcomes}; 0 ended the process", good)
+    return Figure("each unharmed, or refused as changed while it was read", f"{count:,} races in this process: {outcomes}", good)
 
 
 def _cut(path: Path, other: bytes) -> None:

@@ -194,7 +194,7 @@ def test_ema_copies() -> None:
     unet = {name: entry.shape for name, entry in header.tensors.items() if name.startswith("model.diffusion_model.")}
     copies = {"model_ema." + name.removeprefix("model.").replace(".", ""): shape for name, shape in unet.items()}
     copied = with_tensors(header, {**copies, "model_ema.decay": (), "model_ema.num_updates": ()})
-    assert recognise(copied) == load_family("sdxl-base") and "full EMA copy of the UNet" in identify(copied).details
+    assert recognise(copied) == load_family("sdxl-base") and "EMA copy of the UNet" in identify(copied).details
     assert len(ema_copies(copied.tensors)) == 1680
     match(copied, synthetic.parts(load_family("sdxl-base")))
     assert "EMA copy of its UNet" in notes(copied, load_family("sdxl-base"))[0]
