@@ -6,7 +6,6 @@ the higher one stands.
 
 from __future__ import annotations
 
-import json
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from ldm import resources
 from ldm.errors import InputError, near_matches
 from ldm.jobs import names
 from ldm.options import KNOBS, Job
-from ldm.values import typed
+from ldm.values import plain_json, typed
 
 Layer = dict[str, Any]
 SOURCES = ("params", "preset", "from_image", "from_file")  # fields that name a layer: only flags may
@@ -101,7 +100,7 @@ def params(source: str) -> Layer:
     """The layer of a JSON object in a file, or of stdin for "-"."""
     try:
         text = _read(source)
-        return table(json.loads(text, object_pairs_hook=_unique), source)
+        return table(plain_json(text), source)
     except (ValueError, RecursionError) as error:
         raise InputError(f'params {source}: not a JSON object ({str(error)[:80]}): give one such as {{"steps": 20}}') from None
 
@@ -132,13 +131,6 @@ def _bytes(path: Path) -> bytes:
             return file.read(LARGEST + 1)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}: give a file that can be read") from None
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        raise ValueError("a name stands twice")
-    return made
 
 
 def table(given: Any, where: str) -> Layer:

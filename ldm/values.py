@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, NoReturn, get_args, get_origin
 
 MOST_SEEDS = 100_000
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -130,3 +131,19 @@ def _is(value: Any, kind: type) -> bool:
     if kind is float:
         return (type(value) is float and math.isfinite(value)) or (type(value) is int and abs(value) < 2**1023)
     return type(value) is kind
+
+
+def plain_json(text: str) -> Any:
+    """JSON as data. ValueError where it is none, where a name stands twice, and for NaN and infinities, which are no numbers of JSON."""
+    return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name stands twice")
+    return made

@@ -84,7 +84,7 @@ def test_sigmas_of_a_picture_give_way_to_what_decides_them(config: Any) -> None:
         ('{"steps": true}', "steps True is not acceptable"),
         ('{"prompt": 3}', "prompt 3 is not acceptable"),
         ('{"steps": 1, "steps": 2}', "stands twice"),
-        ('{"cfg": NaN}', "cfg nan is not acceptable"),
+        ('{"cfg": NaN}', "NaN is not a number"),
         ('{"crop": [1, 2, 3]}', "crop"),
         ("[" * 100_000, "not a JSON object"),
     ],

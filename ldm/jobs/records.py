@@ -6,10 +6,11 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from ldm.errors import InputError
 from ldm.jobs.lines import MOST, Word
+from ldm.values import plain_json
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -19,7 +20,7 @@ def split(line: str) -> list[Word]:
     if not line.strip():
         return []
     try:
-        values = json.loads(line, parse_constant=_constant, object_pairs_hook=_unique)
+        values = plain_json(line)
     except json.JSONDecodeError as error:
         raise InputError(f"column {error.colno}: not JSON ({error.msg}): write one object a line") from None
     except (ValueError, RecursionError) as error:
@@ -34,17 +35,6 @@ def split(line: str) -> list[Word]:
 
 def _inside(value: Any) -> list[Any]:
     return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-
-
-def _constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name stands twice")
-    return made
 
 
 def rows(text: str) -> Iterator[tuple[int, list[Word] | InputError]]:

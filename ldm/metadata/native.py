@@ -12,7 +12,7 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from ldm import values
 from ldm.errors import InputError
@@ -64,20 +64,9 @@ def _json(text: str) -> Any:
     if len(text) > LIMIT:
         raise InputError(f"picture record: {len(text)} characters are too many: the limit is {LIMIT}")
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        return values.plain_json(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"picture record: not JSON ({str(error)[:80]}): the file is damaged or not made by ldm") from None
-
-
-def _refuse_constant(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("a name stands twice")
-    return made
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
