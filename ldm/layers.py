@@ -22,7 +22,7 @@ Layer = dict[str, Any]
 SOURCES = ("params", "preset", "from_image", "from_file")  # fields that name a layer: only flags may
 LARGEST = 8 * 2**20  # bytes of a file with a job
 SPELLINGS = (("size", ("width", "height")), ("ar", ("width", "height", "size")), ("seeds", ("batch",)))
-DECIDE_SIGMAS = ("steps", "schedule", "sampler", "profile", "overrides", "model")
+DECIDE_SIGMAS = ("steps", "schedule")
 
 
 def layered(flags: Mapping[str, Any], picture: Mapping[str, Any] | None = None) -> Job:
@@ -42,12 +42,15 @@ def layered(flags: Mapping[str, Any], picture: Mapping[str, Any] | None = None) 
 def _over(layer: Layer, below: Layer) -> Layer:
     """`layer` over `below`: a thing said in one way also replaces the other ways of saying it."""
     hidden = {name for one, others in SPELLINGS for name in (one, *others) if set(layer) & {one, *others} and name not in layer}
-    hidden -= {"batch"}
+    hidden -= set() if "seeds" in layer else {"batch"}
+    hidden |= {"seeds"} if "seed" in layer and "seeds" not in layer else set()
     if any(name in layer for name in DECIDE_SIGMAS):
         hidden |= {"sigmas"} - set(layer)
     if "sigmas" in layer:
         hidden |= {"steps", "schedule"} - set(layer)
     kept = {name: value for name, value in below.items() if name not in hidden or _half(name, layer)}
+    if layer.get("overrides") and kept.get("overrides"):  # each is one field
+        layer = layer | {"overrides": {**kept["overrides"], **layer["overrides"]}}
     return kept | layer
 
 
@@ -92,6 +95,9 @@ def picture_layer(path: str) -> tuple[Layer, list[str]]:
     layer |= {"model": None if record.model == library.BOX else record.model}
     if record.job.schedule is not None:
         layer["sigmas"] = None  # they follow from the schedule
+    rules = record.job.overrides or {}
+    if record.index and (rules.get("batch_noise") == "one-draw" or rules.get("brownian") == "batch"):
+        raise InputError(f"{path}: its noise is that of a whole batch, of which it is number {record.index + 1}: it cannot be made alone")
     stopped = f"the picture was stopped at step {record.stopped_at}: it is made in full"
     return layer, [*found.notes, *([stopped] if record.stopped_at else [])]
 

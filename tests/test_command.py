@@ -198,7 +198,7 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert main(["smaple"]) == 2
     out, err = capsys.readouterr()
-    assert f"ldm {ldm.__version__}\n" in out and "did you mean sample?" in err
+    assert f"ldm {ldm.__version__}\n" in out and "did you mean sample" in err
 
 
 @pytest.mark.parametrize(("flag", "code"), [("--help", 0), ("--version", 0)])

@@ -68,7 +68,7 @@ def test_sigmas_of_a_picture_give_way_to_what_decides_them(config: Any) -> None:
     picture = {"prompt": "x", "sigmas": (14.0, 1.0, 0.0), "steps": 2, "schedule": None}
     assert job(picture=picture).sigmas == (14.0, 1.0, 0.0)
     assert job("--steps", "3", picture=picture).sigmas is None
-    assert job("--sampler", "euler", picture=picture).sigmas is None
+    assert job("--sampler", "euler", picture=picture).sigmas == (14.0, 1.0, 0.0)
     assert job("--sigmas", "5,1,0", picture={"prompt": "x", "steps": 30}).steps is None
 
 
@@ -126,3 +126,12 @@ def test_any_table_is_a_layer_or_one_line(values: dict[str, Any]) -> None:
         assert set(table(values, "x")) <= {*KNOBS}
     except InputError as error:
         assert len(str(error).splitlines()) == 1
+
+
+def test_a_flag_goes_before_every_spelling_of_its_thing_below(config: Any) -> None:
+    several = config("seeds.json", seed="1,2,3")
+    assert (job("--params", several, "-s", "5").seed, job("--params", several, "-s", "5").seeds) == (5, None)
+    assert (job("--params", config("b.json", batch=4), "-s", "1,2").batch, job("-s", "1,2").seeds) == (1, (1, 2))
+    assert job("--params", config("l.json", sigmas=[14, 5, 0]), "-m", "x").sigmas == (14.0, 5.0, 0.0)
+    rules = config("o.json", overrides={"rng": "cpu", "ensd": "1"})
+    assert job("--params", rules, "--set", "ensd=2").overrides == {"rng": "cpu", "ensd": "2"}

@@ -6,6 +6,7 @@ A line is a prompt, with the options that prompt files take; "/NAME VALUE" sets 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -31,10 +32,14 @@ def loop(pipeline: Pipeline, job: Job) -> int:
     code = 0
     for line in _lines():
         try:
-            if line.startswith("/"):
-                job = _set(job, line)
+            if line.startswith(b"/"):
+                job = _set(job, line.decode(errors="replace"))
                 continue
-            tasks = prompts.parse(line.encode(), "the line", "text", job).tasks
+            sheet = prompts.parse(line, "the line", "text", job)
+            for note in sheet.notes:
+                say(f"ldm: note: {note}", job.quiet)
+            tasks = sheet.tasks
+            _check_mark(job, pipeline)
             saver = Saver(pipeline, job, tasks)
             for at, task in enumerate(tasks):
                 result, timings = make_one(pipeline, task)
@@ -44,17 +49,25 @@ def loop(pipeline: Pipeline, job: Job) -> int:
     return code
 
 
-def _lines() -> Iterator[str]:
+def _lines() -> Iterator[bytes]:
     """What is typed, or piped, line by line; without the ones that are empty."""
     shown = sys.stdin.isatty()
     while True:
         if shown:
             print("prompt> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line or line.strip() in ("/q", "/quit", "/exit"):
+        line = sys.stdin.buffer.readline()
+        if not line or line.strip() in (b"/q", b"/quit", b"/exit"):
             return
         if line.strip():
             yield line.strip()
+
+
+def _check_mark(job: Job, pipeline: Pipeline) -> None:
+    if job.watermark != "none":
+        from ldm import watermark
+
+        defaults = pipeline.family.defaults
+        watermark.check(job.width or defaults.width, job.height or defaults.height)
 
 
 def _set(job: Job, line: str) -> Job:
@@ -64,6 +77,8 @@ def _set(job: Job, line: str) -> Job:
         say(", ".join(f"{each} {getattr(job, each)!r}" for each in SAVED if getattr(job, each) is not None))
         return job
     name = SHORT.get(name, name)
+    if name == "seed" and not re.fullmatch(r"\s*(-1|[0-9]+)\s*", text):
+        raise InputError("the line: /seed takes one seed: give a list in the prompt's line, as --d 1,2,3")
     if name in ("batch", "size", *SAVED):
         return validate(replace(job, **table({name: text.strip()}, "the line")))
     raise InputError(f"the line: /{name[:40]} is none of the values of a picture: see the names in docs/cli.md, or /q to end")

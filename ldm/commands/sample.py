@@ -19,14 +19,17 @@ from ldm.commands import output
 from ldm.commands.making import make_one
 from ldm.commands.progress import Bar
 from ldm.commands.saving import Saver
-from ldm.commands.streams import say, show
+from ldm.commands.streams import complain, say, show
 from ldm.diffusion import profiles
+from ldm.errors import InputError, MemoryNeedError, NumericError
 from ldm.flags import given, parser
 from ldm.jobs import prompts
 from ldm.jobs.fields import Task
 from ldm.layers import layered, picture_layer
 from ldm.metadata.native import SAVED
 from ldm.options import Job, validate
+
+BATCH_RULES = {("batch_noise", "one-draw"), ("brownian", "batch")}  # of a profile: a picture then depends on its batch
 
 if TYPE_CHECKING:
     from ldm.models.shapes import Family
@@ -55,11 +58,19 @@ def run(argv: list[str]) -> int:
     saver = Saver(pipeline, job, tasks)
     if job.resume or job.skip_existing:
         return saver.claimed(tasks, partial(make_one, pipeline))
-    code = 0
-    for at, task in enumerate(tasks):
-        result, timings = make_one(pipeline, task)
-        code = max(code, saver.save(result, task, at, timings))
-    return code
+    return max(_one(pipeline, saver, tasks, at) for at in range(len(tasks)))
+
+
+def _one(pipeline: Pipeline, saver: Saver, tasks: Sequence[Task], at: int) -> int:
+    """One of the jobs; of many, one that fails is said and the others are made."""
+    try:
+        result, timings = make_one(pipeline, tasks[at])
+    except (NumericError, MemoryNeedError) as error:
+        if len(tasks) == 1:
+            raise
+        complain(error, f"{tasks[at].where}: {error}", as_json=tasks[at].job.format == "json")
+        return 1
+    return saver.save(result, tasks[at], at, timings)
 
 
 def job_of(flags: Mapping[str, Any]) -> tuple[Job, list[str]]:
@@ -86,11 +97,29 @@ def check(job: Job, tasks: Sequence[Task]) -> None:
         validate(task.job)
         rules = profiles.override(profiles.load_profile(task.job.profile), task.job.overrides or {})
         _check_names(task.job, rules)
+    _check_together(job, tasks)
     count = sum(task.job.batch for task in tasks)
     output.check_pictures(job, count)
     if job.latents is not None:
         output.check_new(Path(job.latents), ".safetensors", job.overwrite)
         output.check_apart(job.output, Path(job.latents), (job.model, job.vae))
+
+
+def _check_together(job: Job, tasks: Sequence[Task]) -> None:
+    """InputError for flags that would take something from each other."""
+    shared = job.resume or job.skip_existing
+    batch_rules = [name for name, value in (job.overrides or {}).items() if (name, value) in BATCH_RULES]
+    pairs = (
+        (job.latents is not None and (len(tasks) > 1 or shared or job.loop), "--latents is for one job", "make it alone"),
+        (job.seeds is not None and job.from_file is not None, "a list of seeds and --from-file", "give the seeds in its lines"),
+        (job.loop and (job.from_file is not None or shared), "--loop with --from-file, --resume or --skip-existing", "leave one out"),
+        (shared and output.is_file(job.output), f"--resume and --skip-existing with the file {job.output}", "give -o a folder"),
+        (shared and job.overwrite, "--overwrite with --resume or --skip-existing", "leave one out"),
+        (shared and batch_rules and any(task.job.batch > 1 for task in tasks), f"--resume of batches with {batch_rules}", "take -b 1"),
+    )
+    for wrong, what, remedy in pairs:
+        if wrong:
+            raise InputError(f"{what}: {remedy}")
 
 
 def _check_names(job: Job, rules: profiles.Profile) -> None:

@@ -18,7 +18,7 @@ from ldm.commands import output
 from ldm.commands.progress import rate
 from ldm.commands.streams import complain, say, show, tell
 from ldm.diffusion import profiles
-from ldm.errors import LdmError
+from ldm.errors import LdmError, MemoryNeedError, NumericError
 from ldm.files import write_atomic
 from ldm.jobs import manifest
 from ldm.jobs.fields import Task
@@ -49,8 +49,9 @@ class Saver:
         self.suffix = Path(job.output).suffix if self.is_file else f".{job.type}"
         self.numbers = output.Numbers(self.folder)
         self.hash = None if job.no_hash or job.no_metadata else _hashing(job)
-        self.digests = _digests(job, tasks)
+        self.digests = _digests(job, tasks, {"dtype": str(pipeline.dtype), "suffix": self.suffix})
         self.manifest = Manifest(self.folder) if len(tasks) > 1 and not self.is_file else None
+        self.written: set[Path] = set()  # by this run, which does not overwrite itself
         self.count = 0  # of a task's pictures, counted over the run: their place when -o names a file
 
     def save(self, result: Result, task: Task, at: int, timings: dict[str, float]) -> int:
@@ -59,24 +60,24 @@ class Saver:
         for index, picture in enumerate(result.images):
             try:
                 saved = self._save_one(picture, result, index, task)
+                code = max(code, self._tell(saved, result, index, timings))
+                if self.manifest is not None:
+                    self.manifest.append(self._entry(self.digests[at][index], result.seeds[index], saved, timings))
             except LdmError as error:
                 complain(error, as_json=self.flags.format == "json")
                 code = 1
-                continue
-            if self.manifest is not None:
-                self.manifest.append(self._entry(self.digests[at][index], result.seeds[index], saved, timings))
-            code = max(code, self._tell(saved, result, index, timings))
         return code
 
     def _save_one(self, picture: Image, result: Result, index: int, task: Task) -> pictures.Saved:
         seed = result.seeds[index]
         encoded = self._encoded(picture, result, index)
         overwrite = self.flags.overwrite and (self.is_file or task.file is not None)
-        names = self._names(result.job, seed, index, task.file, overwrite)
+        names = (name for name in self._names(result.job, seed, index, task.file) if name not in self.written)
         kept: list[pictures.Saved] = []
 
         def save(path: Path, overwrite: bool) -> Path:
             kept.append(pictures.publish(encoded, path, overwrite=overwrite))
+            self.written.add(path)
             return path
 
         self.count += 1
@@ -91,7 +92,7 @@ class Saver:
         marks = None if self.flags.no_metadata else marks_of(self.record(result, index))
         return pictures.encode(picture, Path(f"x{self.suffix}"), marks, self.flags.quality)
 
-    def _names(self, job: Job, seed: int, index: int, file: str | None, overwrite: bool = False) -> Iterator[Path]:
+    def _names(self, job: Job, seed: int, index: int, file: str | None) -> Iterator[Path]:
         """The first choice first."""
         if self.is_file:
             return output.candidates(self.flags.output, seed, self.count, self.numbers, self.suffix)
@@ -152,7 +153,11 @@ class Saver:
         return code
 
     def _claimed_one(self, room: Room, claim: Claim, task: Task, make: Any) -> int:
-        result, timings = make(task)
+        try:
+            result, timings = make(task)
+        except (NumericError, MemoryNeedError) as error:
+            complain(error, f"{task.where}: {error}", as_json=self.flags.format == "json")
+            return 1
         seed = result.seeds[0]
         encoded = self._encoded(result.images[0], result, 0)
         kept: list[pictures.Saved] = []
@@ -169,7 +174,6 @@ class Saver:
             room.put(claim, encoded.content, names, seed=seed, put=put, write=write, timings=timings)
         except LdmError as error:
             complain(error, as_json=self.flags.format == "json")
-            room.fail(claim, seed)
             return 1
         return self._tell(kept[-1], result, 0, timings)
 
@@ -184,11 +188,16 @@ def _alone(task: Task, place: int) -> Task:
     return replace(task, job=replace(task.job, batch=1, seed=seed if seed in (None, -1) else int(seed or 0) + place))
 
 
-def _digests(job: Job, tasks: Sequence[Task]) -> list[list[str]]:
-    path = library.find(job.model)
-    model = f"{_text(path.name)}:{path.stat().st_size}"
-    vae = None if job.vae is None else f"{_text(Path(job.vae).name)}:{Path(job.vae).stat().st_size}"
-    return manifest.digests([task.job for task in tasks], model, [{**task.extra, "vae": vae} for task in tasks])
+def _digests(job: Job, tasks: Sequence[Task], about: dict[str, str]) -> list[list[str]]:
+    """Of every picture, from all that makes it: the jobs, the files, the dtype and the format."""
+    about = about | {"vae": "" if job.vae is None else _identity(Path(job.vae))}
+    extras = [{**task.extra, **about, "ar": task.job.ar} for task in tasks]
+    return manifest.digests([task.job for task in tasks], _identity(library.find(job.model)), extras)
+
+
+def _identity(path: Path) -> str:
+    info = path.stat()
+    return f"{_text(path.name)}:{info.st_size}:{info.st_mtime_ns}"
 
 
 def _hashing(job: Job) -> Future[str | None]:

@@ -40,6 +40,8 @@ class Prediction:
     def prepare(self, ts: Sequence[float]) -> None:
         """The embeddings of steps to come, in one product; a step that was not announced is prepared when it comes."""
         new = sorted(set(ts) - set(self.steps))
+        if not new:
+            return
         for t, shifts in zip(new, self.unet.shifts(self.vector, new), strict=True):
             self.steps[t] = replace(self.text, shifts=replace(self.text, keys=[], shifts=[shifts]).repeat(self.repeats).shifts)
 

@@ -148,7 +148,7 @@ def open_mutants(first: int, count: int) -> dict[str, Any]:
         for number in range(first, first + count):
             path.write_bytes(mutant(number, files))
             start = time.perf_counter()
-            for name, call in (("opened", pictures.open_picture), ("read", pictures.read)):
+            for name, call in (("opened", opening.open_picture), ("read", pictures.read)):
                 try:
                     call(path)
                     told[name] += 1

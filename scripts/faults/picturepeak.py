@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ldm import pictures
+from ldm import opening
 
 
 def _memory(name: str) -> int:
@@ -21,7 +21,7 @@ def _memory(name: str) -> int:
 def peak(path: Path) -> tuple[float, int]:
     """(bytes a pixel above what stood before, channels), in a process of its own for each picture."""
     before = _memory("VmRSS")
-    opened = pictures.open_picture(path)
+    opened = opening.open_picture(path)
     return (_memory("VmHWM") - before) / (opened.rgb.width * opened.rgb.height), 3 + (opened.alpha is not None)
 
 

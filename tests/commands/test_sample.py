@@ -173,7 +173,7 @@ def test_a_model_by_name_and_an_unknown_one_with_its_near_matches(capsys: pytest
 
 def test_a_loop_keeps_the_model_and_its_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     lines = "/steps 2\n/w 64\n/h 64\na red apple --d 4\n/nothing 3\n\na green apple --d 5\n/q\nnever\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
     assert main(["sample", "--loop", "-o", "out", "-q"]) == 0
     said = capsys.readouterr()
     assert [path.split("-")[-1] for path in said.out.split()] == ["4.png", "5.png"]
@@ -195,3 +195,54 @@ def test_foreign_names_of_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "-p", "x", "--sampler", "DPM++ 2M SDE Karras", "--dry-run", "-q"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["sampler"], made["schedule"]) == ("dpmpp_2m_sde", "karras")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-s", "1,2", "--latents", "l.safetensors"],
+        ["--resume", "--latents", "l.safetensors"],
+        ["-s", "1,2", "--from-file", "jobs.txt"],
+        ["--loop", "--resume"],
+        ["--resume", "-o", "a.png"],
+        ["--resume", "--overwrite"],
+        ["--resume", "-b", "2", "--set", "batch_noise=one-draw"],
+    ],
+)
+def test_flags_that_take_something_from_each_other_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("jobs.txt").write_text("a cat\n")
+    assert main(["sample", "-p", "x", *words, "-q"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_what_changes_a_picture_is_not_taken_for_done(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "-p", APPLE, "-s", "1", "-o", "out", "--resume", "--no-hash", *QUICK]
+    for more in ([], ["--ar", "3:2"], ["--ar", "2:3"], ["--dtype", "bfloat16"], ["--type", "webp"], ["--crop", "8,8"]):
+        for made in (1, 0):
+            assert main([*words, *more]) == 0
+            assert len(capsys.readouterr().out.split()) == made, more
+
+
+def test_lines_of_one_name_do_not_replace_each_other() -> None:
+    Path("jobs.txt").write_text("a cat --f cat --d 1,2,3 --w 64 --h 64\n")
+    assert main(["sample", "--from-file", "jobs.txt", "-o", "out", "--overwrite", *QUICK]) == 0
+    assert sorted(record(path).seed for path in Path("out").glob("*.png")) == [1, 2, 3]
+
+
+def test_a_job_that_fails_is_said_and_the_others_are_made(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ldm.commands import sample
+    from ldm.errors import NumericError
+
+    make = sample.make_one
+
+    def failing(pipeline: Any, task: Any) -> Any:
+        if task.job.seed == 2:
+            raise NumericError("values that are not finite")
+        return make(pipeline, task)
+
+    monkeypatch.setattr(sample, "make_one", failing)
+    for more in ([], ["--resume"]):
+        folder = f"out{len(more)}"
+        assert main(["sample", "-p", APPLE, "-s", "1,2,3", "-o", folder, *more, *QUICK]) == 1
+        assert "E6001" in capsys.readouterr().err
+        assert sorted(record(path).seed for path in Path(folder).glob("*.png")) == [1, 3]
