@@ -136,7 +136,7 @@ def _damage(dice: random.Random, data: bytearray, at: int, files: list[bytes]) -
 
 def open_mutants(first: int, count: int) -> dict[str, Any]:
     """Open and read each mutant as the program would: how many were opened, how many refused, and the rest by their error."""
-    from ldm import pictures
+    from ldm import opening, pictures
     from ldm.errors import InputError
 
     largest = _watch_decoders()
