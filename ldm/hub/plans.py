@@ -97,7 +97,7 @@ def _endpoint() -> str | None:
     except ValueError:
         good = False
     if not good:
-        raise InputError(f"HF_ENDPOINT {text!r} is not an address such as https://huggingface.co: unset it")
+        raise InputError(f"HF_ENDPOINT {text!r} is not an address that starts with https://: unset it")
     return text or None
 
 
