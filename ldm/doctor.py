@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ldm
-from ldm import library
+from ldm import catalogue
 from ldm.checkpoint.memory import MEMINFO, free_memory
 from ldm.checkpoint.safetensors import read_header
 from ldm.errors import InputError, LdmError
@@ -60,7 +60,7 @@ def examine(outputs: Path = Path("outputs"), dirs: list[Path] | None = None) -> 
     yield _torchvision(probe)
     yield _memory()
     yield from _disks(outputs)
-    yield from _models(library.places() if dirs is None else dirs)
+    yield from _models(catalogue.places() if dirs is None else dirs)
     yield _hub()
 
 
@@ -76,7 +76,7 @@ def _ldm() -> Finding:
     if not (configs() / "models").is_dir():
         return Finding(FAULT, "ldm", f"{text}, without its configs", "install it again")
     try:
-        read_header(weights() / library.BOX)
+        read_header(weights() / catalogue.BOX)
     except InputError as error:
         return Finding(NOTE, "ldm", f"{text}; the model in the box cannot be read ({error})", "give a model with -m, or install ldm again")
     return Finding(OK, "ldm", text)
@@ -204,9 +204,9 @@ def _disk(name: str, folder: Path, remedy: str) -> Finding:
 
 def _models(dirs: list[Path]) -> Iterator[Finding]:
     if not dirs:
-        yield Finding(NOTE, "models", "no models folder is set", f"set {library.VARIABLE} to use files by name")
+        yield Finding(NOTE, "models", "no models folder is set", f"set {catalogue.VARIABLE} to use files by name")
     for folder in dirs:
-        found = library.scan([folder])
+        found = catalogue.scan([folder])
         count = sum(not each.is_pickle for each in found.files)
         refused = len(found.files) - count
         text = f"{folder}: {count} files" + (f", and {refused} pickles, which are refused" if refused else "")

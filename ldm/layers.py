@@ -82,7 +82,7 @@ def _folded(layer: Layer, where: str) -> Layer:
 
 def picture_layer(path: str) -> tuple[Layer, list[str]]:
     """What the record in a picture says of its making, as a layer, and notes. Raises InputError where it has none of ours."""
-    from ldm import library, pictures
+    from ldm import catalogue, pictures
     from ldm.metadata import a1111, native
 
     found = pictures.read(Path(path))
@@ -92,7 +92,7 @@ def picture_layer(path: str) -> tuple[Layer, list[str]]:
     record = native.read(found.texts[native.KEY])
     layer = {name: getattr(record.job, name) for name in native.SAVED}
     layer |= {"seed": record.seed, "batch": 1, "dtype": record.dtype, "vae": record.vae}
-    layer |= {"model": None if record.model == library.BOX else record.model}
+    layer |= {"model": None if record.model == catalogue.BOX else record.model}
     if record.job.schedule is not None:
         layer["sigmas"] = None  # they follow from the schedule
     rules = record.job.overrides or {}

@@ -174,6 +174,6 @@ def test_nearest_is_legal_and_nearest(value: int) -> None:
 
 
 def test_a_refusal_takes_no_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     refusal(validate, Job(prompt="(" * 100_000 + "\0"))
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1

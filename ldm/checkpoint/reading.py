@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.finite import Fault, count, doubtful, refuse
-from ldm.checkpoint.safetensors import MAX_HEADER, Header, read_header, stamp
+from ldm.checkpoint.safetensors import MAX_HEADER, TICK, Header, read_header, stamp
 from ldm.errors import FileError
 
 ALIGN = 64  # bytes: where each tensor begins in its module's memory
@@ -33,7 +33,6 @@ DEVICE_PIECE = 2**24  # bytes of file that travel to another device at once
 TASK = 2**25  # bytes of file that a worker takes at a time
 WORKERS = 8
 HUGE = 2**22  # bytes: allocations from here on ask for huge pages
-TICK = 10_000_000  # ns: the coarsest clock by which a kernel dates a change; two writes within one tick have one date
 
 
 @dataclass(frozen=True)
@@ -122,11 +121,11 @@ class _Source:
         os.close(self.descriptor)
 
     def settle(self) -> None:
-        """`check`, and for a file that has just been written wait until the next change will be dated otherwise, then look again."""
+        """`check`; where the header was read too soon for its date to tell, wait for the clock's next tick and look at it again."""
         self.check()
-        age = time.time_ns() - os.fstat(self.descriptor).st_mtime_ns
-        if 0 <= age < TICK:
-            time.sleep((TICK - age) / 1e9)
+        if self.header.young:
+            age = time.time_ns() - self.header.stamp[-1]
+            time.sleep(max(TICK - age, 0) / 1e9)
             self._compare()
 
     def _compare(self) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import mul
 from pathlib import Path
@@ -27,6 +28,7 @@ MAX_TENSORS = 100_000  # sd_xl_base_1.0 has 2,515
 MAX_NAME = 512  # bytes
 MAX_RANK = 8
 MAX_DIM = 2**48
+TICK = 10_000_000  # ns: the coarsest clock by which a kernel dates a change; two writes within one tick have one date
 MARKS = {b"{": 1, b"[": 2, b'"': 10, b",": 4 + MAX_RANK - 1}  # what the JSON of one tensor has of each, at most
 FREE_MARKS = 100_000  # more of each, for the metadata
 BITS = {
@@ -60,6 +62,7 @@ class Header:
     tensors: dict[str, Entry]  # in the order of the JSON
     metadata: dict[str, str]
     stamp: Stamp
+    young: bool = field(default=False, compare=False)  # read so soon after the file's last change that the next may have the same date
 
 
 def read_header(path: str | os.PathLike[str], max_header: int = MAX_HEADER) -> Header:
@@ -76,7 +79,8 @@ def read_header(path: str | os.PathLike[str], max_header: int = MAX_HEADER) -> H
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             raise FileError(f"{path}: {irregular(path, info.st_mode)}", "E3001")
-        return parse(path, partial(_pread, descriptor), info.st_size, stamp(info), max_header)
+        young = 0 <= time.time_ns() - info.st_mtime_ns < TICK
+        return parse(path, partial(_pread, descriptor), info.st_size, stamp(info), max_header, young=young)
     finally:
         os.close(descriptor)
 
@@ -86,7 +90,7 @@ def stamp(info: os.stat_result) -> Stamp:
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
-def parse(path: Path, read: Read, size: int, stamp: Stamp, max_header: int = MAX_HEADER) -> Header:
+def parse(path: Path, read: Read, size: int, stamp: Stamp, max_header: int = MAX_HEADER, *, young: bool = False) -> Header:
     """The checked header of `size` bytes that `read` gives. Raises FileError, which names `path`."""
     try:
         length = _length(read(min(size, SNIFF), 0), size, min(max_header, FORMAT_MAX))
@@ -96,7 +100,7 @@ def parse(path: Path, read: Read, size: int, stamp: Stamp, max_header: int = MAX
         _check_cover(tensors, 8 + length, size)
     except _Fault as fault:
         raise FileError(f"{path}: {fault}", fault.code) from None
-    return Header(path, size, 8 + length, tensors, metadata, stamp)
+    return Header(path, size, 8 + length, tensors, metadata, stamp, young)
 
 
 class _Fault(Exception):
@@ -283,7 +287,7 @@ def _check_dims(name: str, dtype: str, shape: list[int]) -> None:
 def _check_cover(tensors: dict[str, Entry], data_start: int, size: int) -> None:
     """The tensors cover the data section exactly: no hole, no overlap, no byte after the last."""
     end = data_start
-    for name, entry in _by_place(tensors.items()):
+    for name, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != end:
             what = "a hole" if entry.start > end else "an overlap"
             _fault(f"tensor {_shown(name)}: {what} of {abs(entry.start - end):,} bytes before it at byte {entry.start:,}")
@@ -292,7 +296,3 @@ def _check_cover(tensors: dict[str, Entry], data_start: int, size: int) -> None:
         raise _Fault(f"truncated: has {size:,} of {end:,} bytes: download it again", "E3003")
     if size > end:
         _fault(f"{size - end:,} bytes after the last tensor, from byte {end:,}")
-
-
-def _by_place(items: Iterable[tuple[str, Entry]]) -> list[tuple[str, Entry]]:
-    return sorted(items, key=lambda item: (item[1].start, item[1].end))

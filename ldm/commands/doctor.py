@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from ldm import doctor, library
+from ldm import catalogue, doctor
 from ldm.commands.flags import made
 from ldm.commands.streams import printable, say
 from ldm.flags import Parser
@@ -17,7 +17,7 @@ def run(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     say("looking around: importing torch takes some seconds")
     faults = 0
-    for finding in doctor.examine(Path(options.output), library.places(options.models_dir)):
+    for finding in doctor.examine(Path(options.output), catalogue.places(options.models_dir)):
         print(json.dumps(asdict(finding)) if options.json else printable(str(finding)), flush=True)
         faults += finding.state == doctor.FAULT
     if faults:

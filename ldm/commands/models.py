@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ldm import library
+from ldm import catalogue
 from ldm.commands.flags import made
 from ldm.commands.progress import size
 from ldm.commands.streams import printable, say
@@ -31,7 +31,7 @@ class Row:
 def run(argv: list[str]) -> int:
     """Do the verb and return the exit code."""
     options = parser().parse_args(argv)
-    found = library.scan([*library.places(options.models_dir), weights()])
+    found = catalogue.scan([*catalogue.places(options.models_dir), weights()])
     rows = [row for row in _rows(found) if all(word.casefold() in row.name.casefold() for word in options.words)]
     known = summaries(row.path for row in rows)
     lines = (_json(row, known[row.path]) for row in rows) if options.json else _table(rows, known)
@@ -49,11 +49,11 @@ def parser() -> Parser:
     return flags
 
 
-def _rows(found: library.Library) -> Iterator[Row]:
+def _rows(found: catalogue.Catalogue) -> Iterator[Row]:
     for each in found.files:
         if not each.is_pickle:
             place = str(found.places[each.place])
-            yield Row("(none: the model in the box)" if each.path == weights() / library.BOX else each.name, each.path, place, each.kind)
+            yield Row("(none: the model in the box)" if each.path == weights() / catalogue.BOX else each.name, each.path, place, each.kind)
     cache = hub.cache_folder()
     yield from (Row(str(name), path, str(cache), None) for name, path in hub.everything(cache))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ldm
-from ldm import library
+from ldm import catalogue
 from ldm.checkpoint.memory import size
 from ldm.commands import output
 from ldm.commands.making import make_one
@@ -77,9 +77,9 @@ def job_of(flags: Mapping[str, Any]) -> tuple[Job, list[str]]:
     """The job of a command line, its files found by name, and notes."""
     picture, notes = picture_layer(flags["from_image"]) if flags.get("from_image") else (None, [])
     job = layered(flags, picture)
-    folders = library.places(job.models_dir or ())
-    model = None if job.model is None else str(library.find(job.model, "checkpoint", folders))
-    vae = None if job.vae is None else str(library.find(job.vae, "vae", folders))
+    folders = catalogue.places(job.models_dir or ())
+    model = None if job.model is None else str(catalogue.find(job.model, "checkpoint", folders))
+    vae = None if job.vae is None else str(catalogue.find(job.vae, "vae", folders))
     return replace(job, model=model, vae=vae, quiet=job.quiet or job.format == "quiet"), notes
 
 
@@ -134,7 +134,7 @@ def _check_names(job: Job, rules: profiles.Profile) -> None:
 
 def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
     """The model of the run, when its header and all jobs have been looked at."""
-    path = library.find(job.model)
+    path = catalogue.find(job.model)
     say(f"loading {name_of(path)} ({size(path.stat().st_size)})" if os.path.isfile(path) else f"loading {name_of(path)}", job.quiet)
     look_ahead(job, tasks)
     start = time.perf_counter()
@@ -162,7 +162,7 @@ def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
     from ldm.resolve import resolve
     from ldm.runtime import need
 
-    header = read_header(library.find(job.model), job.max_header)
+    header = read_header(catalogue.find(job.model), job.max_header)
     unread = unread_metadata(header) if job.debug else []
     if unread:
         say(f"metadata that is not read: {', '.join(map(ascii, unread))}", job.quiet)
@@ -189,7 +189,7 @@ def _dry(job: Job, tasks: Sequence[Task]) -> int:
     for task in tasks:
         done, _ = resolve(task.job, family)
         saved = {name: getattr(done, name) for name in SAVED}
-        code = max(code, show(json.dumps({**saved, "model": name_of(library.find(job.model)), "family": family.name})))
+        code = max(code, show(json.dumps({**saved, "model": name_of(catalogue.find(job.model)), "family": family.name})))
     return code
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ldm
-from ldm import library, naming, pictures
+from ldm import catalogue, naming, pictures
 from ldm.commands import output
 from ldm.commands.progress import rate
 from ldm.commands.streams import complain, say, show, tell
@@ -192,7 +192,7 @@ def _digests(job: Job, tasks: Sequence[Task], about: dict[str, str]) -> list[lis
     """Of every picture, from all that makes it: the jobs, the files, the dtype and the format."""
     about = about | {"vae": "" if job.vae is None else _identity(Path(job.vae))}
     extras = [{**task.extra, **about, "ar": task.job.ar} for task in tasks]
-    return manifest.digests([task.job for task in tasks], _identity(library.find(job.model)), extras)
+    return manifest.digests([task.job for task in tasks], _identity(catalogue.find(job.model)), extras)
 
 
 def _identity(path: Path) -> str:
@@ -207,7 +207,7 @@ def _hashing(job: Job) -> Future[str | None]:
 
     def find() -> str | None:
         try:
-            return cached_sha256(read_header(library.find(job.model), job.max_header))
+            return cached_sha256(read_header(catalogue.find(job.model), job.max_header))
         except LdmError:
             return None
 

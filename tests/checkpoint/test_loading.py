@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ldm.checkpoint import finite, loading, memory, reading
+from ldm.checkpoint import finite, loading, memory, reading, safetensors
 from ldm.checkpoint.families import recognise
 from ldm.checkpoint.loading import Part, fill, tensor_bytes
-from ldm.checkpoint.safetensors import Header, read_header
+from ldm.checkpoint.safetensors import TICK, Header, read_header
 from ldm.checkpoint.writer import Item, save, tensor_items
 from ldm.errors import FileError, MemoryNeedError
 from scripts import synthetic
@@ -239,32 +239,45 @@ def test_short_reads_and_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyP
         fill(header, [part()])
 
 
-def test_rewritten_within_one_tick_of_the_clock(tmp_path: Path) -> None:
-    """Between the header and the data, same size, same date, as clocks of 4 or 10 ms have it: names change places."""
+@pytest.mark.parametrize("pause", [0, 2])
+def test_rewritten_within_one_tick_of_the_clock(pause: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the header was read, same size, same date, as clocks of 4 or 10 ms have it, however late the load comes."""
     path = tmp_path / "m.safetensors"
     swapped = values()
     swapped["net.norm.weight"], swapped["net.norm.bias"] = swapped["net.norm.bias"], swapped["net.norm.weight"]
     save(path, tensor_items(swapped))
     other = path.read_bytes().replace(b"norm.bias", b"norm.BIAS")
-    header = write(path, values())
-    now = time.time_ns() + 1_000_000
-    os.utime(path, ns=(now, now))
+    write(path, values())
+    now = path.stat().st_mtime_ns
+    slept = clock(monkeypatch, now + TICK // 2)
     header = read_header(path)
     path.write_bytes(other)
     os.utime(path, ns=(now, now))
+    clock(monkeypatch, now + TICK // 2 + pause * TICK)
     with refused("the file changed while it was being read", code="E3009"):
         fill(header, [part()])
+    assert not slept
 
 
-def test_a_file_just_written_is_read_after_the_tick(tmp_path: Path) -> None:
-    """The wait is short, and only for files that are younger than a tick."""
-    header = write(tmp_path / "m.safetensors", values())
-    with reading._Source(header) as source:
-        source.settle()
-        assert time.time_ns() - header.stamp[-1] >= reading.TICK
-        start = time.perf_counter()
-        source.settle()
-        assert time.perf_counter() - start < reading.TICK / 1e9
+def test_a_file_just_written_is_read_after_the_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait is short, and only where the header was read within a tick of the file's last change."""
+    path = tmp_path / "m.safetensors"
+    write(path, values())
+    written = path.stat().st_mtime_ns
+    for age, wait in ((0, TICK), (TICK - 1000, 1000), (TICK, None), (-TICK, None)):
+        slept = clock(monkeypatch, written + age)
+        with reading._Source(read_header(path)) as source:
+            source.settle()
+        assert slept == ([] if wait is None else [wait / 1e9])
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, now: int) -> list[float]:
+    """The reader's clock stands at `now` (ns); what it sleeps is noted."""
+    slept: list[float] = []
+    still = SimpleNamespace(time_ns=lambda: now, sleep=slept.append)
+    monkeypatch.setattr(reading, "time", still)
+    monkeypatch.setattr(safetensors, "time", still)
+    return slept
 
 
 PAIRS = [(torch.float32, torch.float32), (torch.float16, torch.float32), (torch.float32, torch.bfloat16), (torch.float64, torch.float16)]

@@ -77,9 +77,9 @@ def test_limit_of_the_header(tmp_path: Path) -> None:
     refused(path, r"header too large: 16,777,217 bytes, the limit is 16,777,216 \(--max-header\)", "E3005")
     refused(path, "header too large: 16,777,217 bytes, the limit is 1,000 ", "E3005", max_header=1000)
     refused(path, "not JSON at byte 10", "E3004", max_header=MAX_HEADER + 1)
-    start = time.perf_counter()
+    start = time.process_time()
     refused(sparse(path, 99_000_000), "header too large: 99,000,000 bytes, the limit is 16,777,216", "E3005")
-    assert time.perf_counter() - start < 0.2
+    assert time.process_time() - start < 0.2
     for asked in (MAX_HEADER, 10**9):
         refused(sparse(path, 100_000_001), "100,000,001 bytes, the format allows 100,000,000, whatever", "E3005", max_header=asked)
 

@@ -126,9 +126,9 @@ def test_the_rules_of_reading(text: str, prompt: str, negative: str, settings: d
 
 @pytest.mark.parametrize("unit", ['a:"', '"', ":", ",", 'ab: "\\", ', 'ab:"x" ', " ", "aa: ", "\n", "Negative prompt:\n"])
 def test_reading_takes_linear_time(unit: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     a1111.read(unit * (1_000_000 // len(unit)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_text_too_long_is_refused() -> None:

@@ -156,9 +156,9 @@ def test_the_size_is_the_decoders(name: str) -> None:
 @pytest.mark.parametrize("count", [200_000])
 def test_a_file_of_many_chunks_ends(count: int) -> None:
     plain = file(scene(8, 8), "PNG")
-    start = time.perf_counter()
+    start = time.process_time()
     found = containers.find(io.BytesIO(plain[:33] + chunk(b"tEXt", b"a\0") * count + plain[33:]))
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert "too many" in found.notes[-1]
 
 
@@ -175,10 +175,10 @@ def test_avif_items_inside_the_box_and_without_end() -> None:
     assert boxes.find(io.BytesIO(file(scene(8, 8), "AVIF", exif=exif.write("a"), xmp=b"<x/>"))).xmp == b"<x/>"
     with pytest.raises(ValueError, match="another brand"):
         boxes.find(io.BytesIO(box(b"ftyp", b"heic\0\0\0\0mif1")))
-    start = time.perf_counter()
+    start = time.process_time()
     table = struct.pack(">IHH", 0, 0, 60_000) + struct.pack(">HHH", 1, 0, 65_535) * 60_000  # extents of no bytes
     found = boxes.find(io.BytesIO(box(b"ftyp", b"avif\0\0\0\0") + box(b"meta", bytes(4) + box(b"iloc", table))))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert found.notes == ["the list of items is damaged"]
     inside = box(b"iinf", bytes(4) + b"\0\1" + box(b"infe", b"\2\0\0\0\0\1\0\0mime\0application/rdf+xml\0"))
     place = box(b"iloc", struct.pack(">IHH HHHHII", 1 << 24, 0x4400, 1, 1, 1, 0, 1, 0, 4))

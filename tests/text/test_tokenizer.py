@@ -100,6 +100,6 @@ def test_neither_torch_nor_open_clip_is_imported() -> None:
 def test_the_longest_prompts_take_a_moment() -> None:
     """Linear in the length, one endless word included: the stated limit of 100,000 characters in seconds."""
     for text in ("a" * 100_000, "&" * 100_000, "a!" * 50_000, "\U0001f34e" * 50_000, "Ã©" * 50_000, "\u0301" * 100_000):
-        start = time.perf_counter()
+        start = time.process_time()
         tokenizer.encode(text)
-        assert time.perf_counter() - start < 5, ascii(text[:2])
+        assert time.process_time() - start < 5, ascii(text[:2])

@@ -49,7 +49,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Library:
+class Catalogue:
     files: tuple[Found, ...]
     notes: tuple[str, ...]  # what could not be read
     places: tuple[Path, ...]  # where was looked
@@ -75,11 +75,11 @@ def find(name: str | None, kind: str = "checkpoint", dirs: Sequence[Path] = ()) 
         return Path(name)
     if os.path.isabs(name) or name.startswith((f".{os.sep}", f"..{os.sep}")):
         raise FileError(f"{name}: {_missing(Path(name))}", "E3001")
-    library = scan([*dirs, weights()])
+    catalogue = scan([*dirs, weights()])
     hub_name = hub.parse(name)
-    found = _named(name, kind, library) or (None if hub_name is None else hub.cached(hub_name))
+    found = _named(name, kind, catalogue) or (None if hub_name is None else hub.cached(hub_name))
     if found is None:
-        raise _unknown(name, kind, library)
+        raise _unknown(name, kind, catalogue)
     return found
 
 
@@ -90,7 +90,7 @@ def _missing(path: Path) -> str:
     return f"no such file: {near or 'check the path'}"
 
 
-def scan(dirs: Sequence[Path]) -> Library:
+def scan(dirs: Sequence[Path]) -> Catalogue:
     """All model files in these folders, in the order of the folders and then of names."""
     notes: list[str] = []
     budget = [MAX_ENTRIES]
@@ -100,7 +100,7 @@ def scan(dirs: Sequence[Path]) -> Library:
         for root, root_kind in _roots(folder, notes)
         for path, base, kind in _walk(root, root_kind, notes, budget)
     ]
-    return Library(tuple(files), tuple(dict.fromkeys(notes)), tuple(dirs))
+    return Catalogue(tuple(files), tuple(dict.fromkeys(notes)), tuple(dirs))
 
 
 def _roots(folder: Path, notes: list[str]) -> list[tuple[Path, str | None]]:
@@ -186,10 +186,10 @@ def _entries(folder: Path, depth: int, seen: set[tuple[int, int]], notes: list[s
     return entries
 
 
-def _named(name: str, kind: str, library: Library) -> Path | None:
-    """The one file that a name means in a library, or None. InputError where it means several, or a pickle."""
+def _named(name: str, kind: str, catalogue: Catalogue) -> Path | None:
+    """The one file that a name means in a catalogue, or None. InputError where it means several, or a pickle."""
     wanted = name.replace("\\", "/")
-    files = [each for each in library.files if each.kind in (kind, None)]
+    files = [each for each in catalogue.files if each.kind in (kind, None)]
     safe = [each for each in files if not each.is_pickle]
     for test in (_is, _is_stem, _is_folded):
         for spelt in (_below, _own):
@@ -237,11 +237,11 @@ def _fold(text: str) -> str:
     return unicodedata.normalize("NFC", text).casefold()
 
 
-def _unknown(name: str, kind: str, library: Library) -> InputError:
+def _unknown(name: str, kind: str, catalogue: Catalogue) -> InputError:
     """Why nothing was found: near names, a file of another kind, the Hub, and where was looked."""
     hub_name = hub.parse(name)
-    other = next((each for each in library.files if each.kind not in (kind, None) and _is_folded(_own(each), name)), None)
-    known = [os.path.splitext(each.name)[0] for each in library.files if each.kind in (kind, None) and not each.is_pickle]
+    other = next((each for each in catalogue.files if each.kind not in (kind, None) and _is_folded(_own(each), name)), None)
+    known = [os.path.splitext(each.name)[0] for each in catalogue.files if each.kind in (kind, None) and not each.is_pickle]
     remedies = [
         f"{other.path} lies among the files of kind {other.kind}" if other else "",
         f"the folder {name} is here: name a {hub.SUFFIX} file in it" if os.path.isdir(name) else "",
@@ -250,8 +250,9 @@ def _unknown(name: str, kind: str, library: Library) -> InputError:
     ]
     remedy = next((each for each in remedies if each), "`ldm models` lists what is there, or give the path of a .safetensors file")
     what = f"unknown {kind} {name[:100]!r}: {remedy}"
-    looked = [f"looked in {', '.join(map(str, library.places[:-1]))}"] if len(library.places) > 1 else []  # the last is the box's folder
-    return InputError("; ".join([what, *looked, *library.notes]))
+    others = catalogue.places[:-1]  # the last is the box's folder
+    looked = [f"looked in {', '.join(map(str, others))}"] if others else []
+    return InputError("; ".join([what, *looked, *catalogue.notes]))
 
 
 def _near(name: str, known: list[str]) -> str:

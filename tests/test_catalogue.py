@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ldm import library
+from ldm import catalogue
+from ldm.catalogue import BOX, find, places, scan
 from ldm.errors import FileError, InputError
-from ldm.library import BOX, find, places, scan
 from ldm.resources import weights
 
 A1111 = [
@@ -100,7 +100,7 @@ def test_names_in_comfyuis_folders(comfy: Path, name: str, kind: str, file: str)
 
 def test_a_plain_folder_holds_any_kind(tmp_path: Path) -> None:
     folder = make(tmp_path / "files", ["one.safetensors", "deep/er/two.safetensors"])
-    for kind in library.KINDS:
+    for kind in catalogue.KINDS:
         assert find("one", kind, [folder]) == folder / "one.safetensors"
         assert find("deep/er/two", kind, [folder]) == find("two", kind, [folder]) == folder / "deep/er/two.safetensors"
 
@@ -221,7 +221,7 @@ def test_a_folder_that_is_not_there_or_cannot_be_read_is_a_note(a1111: Path, tmp
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(library.os, "scandir", locked)
+    monkeypatch.setattr(catalogue.os, "scandir", locked)
     found = scan([a1111, tmp_path / "absent"])
     assert found.notes == (f"{a1111}/models/VAE could not be read (Permission denied)", f"models folder {tmp_path}/absent does not exist")
     assert find("sd_xl", dirs=[a1111, tmp_path / "absent"])
@@ -250,9 +250,9 @@ def test_links_are_followed_each_folder_once(tmp_path: Path, a1111: Path) -> Non
 def test_the_walk_is_bounded_in_depth_and_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = make(tmp_path / "deep", ["/".join("abcdefghijkl"[:depth]) + "/m.safetensors" for depth in range(1, 12)])
     found = scan([deep])
-    assert len(found.files) == library.MAX_DEPTH and "8 folders deep" in found.notes[0]
+    assert len(found.files) == catalogue.MAX_DEPTH and "8 folders deep" in found.notes[0]
     wide = make(tmp_path / "wide", [f"{number}/m.safetensors" for number in range(30)])
-    monkeypatch.setattr(library, "MAX_ENTRIES", 40)
+    monkeypatch.setattr(catalogue, "MAX_ENTRIES", 40)
     found = scan([wide])
     assert len(found.files) == 10 and "the limits are 40 files" in found.notes[0]
 
