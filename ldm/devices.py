@@ -40,7 +40,7 @@ def device_named(name: str | torch.device) -> torch.device:
     kind, _, number = name.partition(":")
     if int(number or 0) >= seen[kind]:
         raise InputError(
-            f"device {name}: this torch ({torch.__version__}) sees {seen[kind]} of that kind: use cpu or install another build"
+            f"device {name}: this torch ({torch.__version__}) sees {seen[kind]} of that kind: use cpu or install another build", "E8001"
         )
     return torch.device(name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 CODES = {
@@ -28,10 +30,14 @@ CODES = {
 
 
 class LdmError(Exception):
-    """Base of every error raised on purpose; `exit_code` is what the command returns, `code` one of `CODES`."""
+    """Base of every error raised on purpose; `exit_code` is what the command returns, `code` one of `CODES`.
+
+    `result` is what was made before it, where something was: of `generate`, the latents and the pictures that were decoded.
+    """
 
     exit_code = 1
     code = "E1000"
+    result: Any = None
 
     def __init__(self, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -61,6 +67,21 @@ class MemoryNeedError(LdmError):
     """The job needs more memory than is free; the message says both."""
 
     code = "E4001"
+
+
+@contextmanager
+def carrying(result: Any) -> Iterator[None]:
+    """Whatever is raised in the block has `result` as an attribute of that name."""
+    try:
+        yield
+    except BaseException as error:  # an interrupt too: what is made is not lost
+        vars(error)["result"] = result
+        raise
+
+
+def listed(texts: Sequence[str], between: str = "; ", most: int = 5) -> str:
+    """The first of many texts, and how many more there are."""
+    return between.join([*texts[:most], *([f"and {len(texts) - most:,} more"] if len(texts) > most else [])])
 
 
 def near_matches(name: str, known: list[str]) -> str:

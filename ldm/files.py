@@ -7,20 +7,48 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 PART = ".ldm.part"  # how the name of a temporary file ends
+# For reading, without waiting for a pipe's other end. Windows has bytes to ask for instead, and neither preadv, pread nor fchmod.
+READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+_SEEKING = threading.Lock()
+
+
+def read_into(descriptor: int, memory: memoryview, offset: int) -> int:
+    """Fill `memory` with what an open file has from `offset` on; the number of bytes, from several threads at once. Raises OSError."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [memory], offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return io.FileIO(descriptor, closefd=False).readinto(memory)
+
+
+def read_at(descriptor: int, count: int, offset: int) -> bytes:
+    """Up to `count` bytes of an open file from `offset` on, as `read_into`."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, offset)
+    with _SEEKING:
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, count)
+
+
+def name_of(path: str | Path) -> str:
+    """A file's own name as text, whatever bytes it is made of."""
+    return os.fsencode(Path(path).name).decode("utf-8", "replace")
 
 
 def beginning(path: str | os.PathLike[str], most: int) -> bytes:
     """The first `most` bytes of a regular file; none of a pipe, a device or a folder, which is not waited for. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, READ)
     try:
         return os.read(descriptor, most) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
     finally:
@@ -43,13 +71,32 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, overwrite: 
         with os.fdopen(descriptor, "wb") as file:
             write(file)
             file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            if hasattr(os, "fchmod"):
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
             _publish(temporary, target, overwrite)
     finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(target.parent)
+        with contextlib.suppress(OSError):  # `jobs.leftovers` removes it later
+            temporary.unlink(missing_ok=True)
+    _sync_name(target, overwrite)
     return path
+
+
+def _sync_name(target: Path, overwrite: bool) -> None:
+    try:
+        sync_folder(target.parent)
+    except OSError:
+        if not overwrite:
+            target.unlink(missing_ok=True)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` with its parents, on the disk; OSError where the disk refuses."""
+    fresh = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(fresh):
+        sync_folder(each.parent)
 
 
 def _temporary(target: Path) -> tuple[int, Path]:
@@ -102,10 +149,15 @@ def _publish(temporary: Path, path: Path, overwrite: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    with contextlib.suppress(OSError):  # some systems cannot open a folder
+    """Bring the names in a folder to the disk; OSError where the disk fails at it. Some systems cannot open a folder, or sync one."""
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise
+    finally:
+        os.close(descriptor)

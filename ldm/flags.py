@@ -63,9 +63,15 @@ def _parse(flag: str, parse: Callable[[str], Any], text: str) -> Any:
         raise InputError(f"{flag} {text[:80]!r} is not acceptable: give {error}") from None
 
 
+def _dashed(word: str) -> str:
+    """`--cfg_scale=7`, as sd-scripts' users write it, with the dashes of a flag."""
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if re.fullmatch(r"--[a-z][a-z_0-9-]*", name) else word
+
+
 def given(made: Parser, argv: Sequence[str]) -> dict[str, Any]:
     """The fields of a job that the words of a command line set; raises InputError."""
-    found = vars(made.parse_args(argv))
+    found = vars(made.parse_args([_dashed(word) for word in argv]))
     if "overrides" in found:
         found["overrides"] = dict(found["overrides"])
     if "models_dir" in found:

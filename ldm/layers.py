@@ -10,13 +10,16 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ldm import resources
+from ldm.diffusion import names
 from ldm.errors import InputError, near_matches
-from ldm.jobs import names
-from ldm.options import KNOBS, Job
+from ldm.options import KNOBS, Job, alone
 from ldm.values import plain_json, typed
+
+if TYPE_CHECKING:
+    from ldm.pictures import Found
 
 Layer = dict[str, Any]
 SOURCES = ("params", "preset", "from_image", "from_file")  # fields that name a layer: only flags may
@@ -83,14 +86,14 @@ def _folded(layer: Layer, where: str) -> Layer:
 def picture_layer(path: str) -> tuple[Layer, list[str]]:
     """What the record in a picture says of its making, as a layer, and notes. Raises InputError where it has none of ours."""
     from ldm import catalogue, pictures
-    from ldm.metadata import a1111, native
+    from ldm.metadata import native
 
     found = pictures.read(Path(path))
     if native.KEY not in found.texts:
-        other = "it has A1111's text, which loses things" if a1111.KEY in found.texts else "it says nothing of its making"
-        raise InputError(f"{path}: no record of ldm's in this picture, {other}: `ldm info {path}` shows what is there")
+        return _elsewhere(path, found)
     record = native.read(found.texts[native.KEY])
-    layer = {name: getattr(record.job, name) for name in native.SAVED}
+    job = alone(record.job, record.index)
+    layer = {name: getattr(job, name) for name in native.SAVED}
     layer |= {"seed": record.seed, "batch": 1, "dtype": record.dtype, "vae": record.vae}
     layer |= {"model": None if record.model == catalogue.BOX else record.model}
     if record.job.schedule is not None:
@@ -100,6 +103,18 @@ def picture_layer(path: str) -> tuple[Layer, list[str]]:
         raise InputError(f"{path}: its noise is that of a whole batch, of which it is number {record.index + 1}: it cannot be made alone")
     stopped = f"the picture was stopped at step {record.stopped_at}: it is made in full"
     return layer, [*found.notes, *([stopped] if record.stopped_at else [])]
+
+
+def _elsewhere(path: str, found: Found) -> tuple[Layer, list[str]]:
+    """The same of a picture that another program made."""
+    from ldm.jobs import elsewhere
+    from ldm.metadata import foreign
+
+    try:
+        layer, notes = elsewhere.layer(foreign.read(found.texts))
+    except InputError as error:
+        raise InputError(f"{path}: {error}: `ldm info {path}` shows what is there") from None
+    return layer, [*found.notes, *notes]
 
 
 def params(source: str) -> Layer:
@@ -143,7 +158,8 @@ def table(given: Any, where: str) -> Layer:
     """A layer from plain data: every name known, every value of its declared type or as text that its flag would take; null is unsaid."""
     if not isinstance(given, dict):
         raise InputError(f'{where}: not an object of names and values: give one such as {{"steps": 20}}')
-    known = [name for name in KNOBS if name not in SOURCES]
+    known = [name for name in KNOBS if name not in SOURCES and KNOBS[name].flags]
+    given = {name: value for name, value in given.items() if name != "family"}  # what --dry-run says beside the job
     for name in given:
         if name not in known:
             raise InputError(f"{where}: unknown name {name[:40]!r}: {near_matches(name, known)}")

@@ -33,6 +33,10 @@ LIMITS = {
     "cfg": Limit(0, 100),
     "batch": Limit(1, 64),
     "seed": Limit(0, 2**64 - 1, note=", or -1 for a random one"),
+    "subseed": Limit(0, 2**64 - 1, note=", or -1 for a random one"),
+    "subseed_strength": Limit(0, 1),
+    "seed_resize": Limit(16, 8192, 8),
+    "clip_skip": Limit(0, 12),
     "original": Limit(1, 65536),
     "target": Limit(1, 65536),
     "crop": Limit(0, 65536),
@@ -40,5 +44,8 @@ LIMITS = {
     "ar": Limit(0.05, 20),
     "prompt": Limit(0, 100_000, note=" characters"),
     "negative": Limit(0, 100_000, note=" characters"),
+    "prompt_2": Limit(0, 100_000, note=" characters"),
+    "negative_2": Limit(0, 100_000, note=" characters"),
+    "weight": Limit(-10, 10),
 }
 HIGHEST_SIGMA = 1e6  # a user's noise levels stay below; the highest of any schedule is 4519

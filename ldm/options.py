@@ -82,6 +82,25 @@ class Job:
     )
     negative_crop: tuple[int, int] | None = _knob(None, "--negative-crop", "the same for the negative", values.point, value="LEFT,TOP")
     negative_target: tuple[int, int] | None = _knob(None, "--negative-target-size", "the same for the negative", values.size, value="WxH")
+    subseed: int | None = _knob(
+        None, "--subseed", "variation seed; the k-th picture takes the k-th after it", values.whole, also="--variation-seed", value="N"
+    )
+    subseed_strength: float = _knob(
+        0.0,
+        "--subseed-strength",
+        "from the seed's noise, 0, to the variation seed's, 1",
+        values.number,
+        also="--variation-strength",
+        value="X",
+    )
+    seed_resize: tuple[int, int] | None = _knob(
+        None, "--seed-resize", "the noise of a picture of this size, in the middle of this one's", values.size, value="WxH"
+    )
+    clip_skip: int | None = _knob(
+        None, "--clip-skip", "which layer of the text towers is read; the profile says how it counts", values.whole, value="N"
+    )
+    prompt_2: str | None = _knob(None, "--prompt-2", "what the last text tower reads instead of the prompt")
+    negative_2: str | None = _knob(None, "--negative-2", "the same instead of the negative", also="--negative-prompt-2")
     watermark: str = _knob(
         "none", "--watermark", "none, or sdxl: the invisible mark of its reference code", values.Choice("none", "sdxl"), value="NAME"
     )
@@ -105,7 +124,7 @@ class Job:
         None,
         "--from-file",
         "many jobs: a prompt file (.txt, .jsonl, .csv), - for stdin",
-        also="--prompt-file --from_file",
+        also="--prompt-file",
         value="FILE",
         saved=False,
     )
@@ -140,8 +159,10 @@ class Job:
     no_metadata: bool = _knob(False, "--no-metadata", "pictures that say nothing of how they were made", None, saved=False)
     no_hash: bool = _knob(False, "--no-hash", "no hash of the model in the picture's text", None, saved=False)
     overwrite: bool = _knob(False, "--overwrite", "replace named files that exist", None, saved=False)
-    skip_existing: bool = _knob(False, "--skip-existing", "leave out jobs whose picture is there", None, saved=False)
-    resume: bool = _knob(False, "--resume", "go on with a list of jobs where it was left", None, saved=False)
+    skip_existing: bool = _knob(
+        False, "--skip-existing", "leave out pictures that are there, made by an equal job or under the name asked for", None, saved=False
+    )
+    resume: bool = _knob(False, "--resume", "go on where a run was left: make what no equal job has made in this folder", None, saved=False)
     loop: bool = _knob(False, "--loop", "keep the model and ask for prompt after prompt", None, also="--interactive", saved=False)
     dry_run: bool = _knob(False, "--dry-run", "print the finished job as JSON and stop", None, saved=False)
     format: str = _knob(
@@ -153,7 +174,9 @@ class Job:
         saved=False,
     )
     quiet: bool = _knob(False, "-q --quiet", "no progress and no notes", None, saved=False)
-    offline: bool = _knob(False, "--offline", "never use the network, as is the rule anyway but for `ldm pull`", None, saved=False)
+    offline: bool = _knob(
+        False, "--offline", "never use the network; only `ldm pull` ever does, so this changes nothing here", None, saved=False
+    )
     max_header: int = _knob(
         16 * 2**20,
         "--max-header",
@@ -166,8 +189,11 @@ class Job:
     debug: bool = _knob(False, "--debug", "show the traceback of an error", None, saved=False)
 
 
-NUMBERS = ("width", "height", "steps", "batch", "seed", "cfg")
-PAIRS = ("original", "crop", "target", "negative_original", "negative_crop", "negative_target")
+NUMBERS = ("width", "height", "steps", "batch", "seed", "cfg", "subseed", "subseed_strength", "clip_skip")
+REAL = ("cfg", "subseed_strength")
+NEEDED = ("batch", "subseed_strength")
+SEEDS = ("seed", "subseed")
+PAIRS = ("seed_resize", "original", "crop", "target", "negative_original", "negative_crop", "negative_target")
 KNOBS: dict[str, Knob] = {each.name: each.metadata["knob"] for each in fields(Job)}
 
 
@@ -181,17 +207,18 @@ def validate(job: Job) -> Job:
     for name in ("sampler", "schedule", "profile"):
         if not isinstance(getattr(job, name), str) and (name == "profile" or getattr(job, name) is not None):
             raise InputError(f"{name} {getattr(job, name)!r} is not a name: give text")
-    for name in ("prompt", "negative"):
-        if name == "prompt" or job.negative is not None:
+    for name in ("prompt", "negative", "prompt_2", "negative_2"):
+        if name == "prompt" or getattr(job, name) is not None:
             check_text(name, getattr(job, name))
     for name in NUMBERS:
-        _check_number(name, getattr(job, name), float if name == "cfg" else int)
+        _check_number(name, getattr(job, name), float if name in REAL else int)
     for name in PAIRS:
         _check_pair(name, getattr(job, name))
-    if (job.seed or 0) + job.batch - 1 > LIMITS["seed"].high:
-        raise InputError(f"seed {job.seed} with batch {job.batch}: seeds end at {LIMITS['seed'].high}: use a smaller seed")
+    for name in SEEDS:
+        if (getattr(job, name) or 0) + job.batch - 1 > LIMITS[name].high:
+            raise InputError(f"{name} {getattr(job, name)} with batch {job.batch}: seeds end at {LIMITS[name].high}: use a smaller one")
     if job.sigmas is not None:
-        _check_sigmas(job.sigmas, job.steps)
+        _check_sigmas(job.sigmas, job.steps if job.schedule is None else None)  # a few schedules make a list of another length
     return job
 
 
@@ -227,7 +254,7 @@ def _plain_sigmas(sigmas: Any) -> tuple[float, ...] | None:
 
 
 def _check_number(name: str, value: Any, kind: type) -> None:
-    if (value is None and name != "batch") or (name == "seed" and value == -1):
+    if (value is None and name not in NEEDED) or (name in SEEDS and value == -1):
         return
     limit = LIMITS[name]
     if isinstance(value, bool) or not isinstance(value, int if kind is int else (int, float)):
@@ -256,3 +283,13 @@ def _check_sigmas(sigmas: Sequence[float], steps: int | None) -> None:
         raise InputError(f"sigmas has {len(sigmas)} values, so {len(sigmas) - 1} steps: steps are {LIMITS['steps']}")
     if steps is not None and steps != len(sigmas) - 1:
         raise InputError(f"steps {steps} with {len(sigmas)} sigmas, which are {len(sigmas) - 1} steps: leave one of them out")
+
+
+def alone(job: Job, place: int) -> Job:
+    """Picture `place` of a job as a job of its own: that of the next seed, or, between two seeds, of the same and the next variation seed.
+
+    Source of the latter: stable-diffusion-webui `modules/processing.py`. A seed that is still to be drawn stays so.
+    """
+    name = "subseed" if job.subseed_strength else "seed"
+    first = getattr(job, name)
+    return replace(job, batch=1, **{name: first if first in (None, -1) else first + place})

@@ -196,14 +196,25 @@ def _chunks(blocks: _Blocks) -> Any:
 
 
 def _publish(path: Path, content: bytes, sidecar: Path, beside: bytes, overwrite: bool) -> None:
-    """The sidecar first: a picture is never there without it. Its name is taken with it, so two processes cannot mix theirs."""
-    write_atomic(sidecar, lambda file: file.write(beside), overwrite=overwrite)
+    """The sidecar first: a picture is never there without it. Its name is taken with it, so two processes cannot mix theirs.
+
+    Where a picture is replaced, the old sidecar stays until the new picture is there, and the new one waits under another name.
+    """
+    waiting = _waiting(sidecar) if overwrite and path.exists() else None
+    write_atomic(waiting or sidecar, lambda file: file.write(beside), overwrite=overwrite)
     try:
         write_atomic(path, lambda file: file.write(content), overwrite=overwrite)
     except BaseException:
-        if not overwrite:
-            sidecar.unlink(missing_ok=True)
+        if waiting or not overwrite:
+            (waiting or sidecar).unlink(missing_ok=True)
         raise
+    if waiting:
+        write_atomic(sidecar, lambda file: file.write(beside), overwrite=True)
+        waiting.unlink(missing_ok=True)
+
+
+def _waiting(sidecar: Path) -> Path:
+    return sidecar.with_suffix(".next.json")
 
 
 def read(path: Path) -> Found:
@@ -221,8 +232,10 @@ def read(path: Path) -> Found:
     texts = {key: text for key, text in said.items() if text is not None} | exif.read(found.exif) | found.texts
     if packet.sidecar is not None:
         beside, note = _read_sidecar(sidecar_of(path), packet.sidecar)
+        if note:  # a run that replaced the picture may have been cut short
+            beside, _ = _read_sidecar(_waiting(sidecar_of(path)), packet.sidecar)
         texts |= beside
-        notes += [note] if note else []
+        notes += [note] if note and not beside else []
     return Found(found.format, found.size, texts, packet.source, packet.tool, found.animated, tuple(notes))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,10 @@ def read_toml(kind: str, name: str) -> dict[str, Any]:
     if name not in known:
         raise InputError(f"unknown {kind.removesuffix('s')} {name!r}: {near_matches(name, known)}")
     return tomllib.loads((configs() / kind / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+@cache
+def published() -> list[dict[str, Any]]:
+    """The name, size and sha256 of public files; some share a name, some a size, none both."""
+    files: list[dict[str, Any]] = read_toml("files", "official")["file"]
+    return files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ldm.commands import main
+from ldm.commands import program
 
 if __name__ == "__main__":
-    sys.exit(main(["sample", *sys.argv[1:]]))
+    sys.exit(program("sample"))

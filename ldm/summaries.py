@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ldm import checkpoint
 from ldm.checkpoint.kinds import identify
+from ldm.checkpoint.licences import licence
 from ldm.checkpoint.safetensors import Header, read_header
 from ldm.errors import LdmError
 from ldm.files import write_atomic
@@ -33,6 +34,7 @@ class Summary:
     resolution: str = ""
     prediction: str = ""
     usage_hint: str = ""
+    licence: str = ""
     error: str = ""  # why it cannot be read
 
 
@@ -70,6 +72,7 @@ def summarise(path: Path) -> Summary:
         said["resolution"],
         said["prediction_type"],
         said["usage_hint"],
+        licence(header),
     )
 
 

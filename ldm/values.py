@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import UnionType
 from typing import Any, NoReturn, get_args, get_origin
 
-MOST_SEEDS = 100_000
+MOST_SEEDS = 100_000  # of one list, and jobs of one run
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -67,12 +67,13 @@ def ratio(text: str) -> float:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """ "7", "1,2,5-9" or "-1" -> the seeds in that order."""
+    """ "7", "1,2,5-9" or "-1" -> the seeds in that order, those that stand twice too."""
     found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(?:(-1)|\+?([0-9]{1,40})(?:\s*-\s*([0-9]{1,40}))?)\s*", part)
+    for part in text.split(",", MOST_SEEDS):
+        match = re.fullmatch(r"(-1)|\+?([0-9]{1,40})(?:\s*-\s*([0-9]{1,40}))?", part.strip())
         if match is None:
-            raise ValueError("a whole number, or a list such as 1,2,5-9")
+            wrong = f": {part[:40]!r} is neither" if "," in text else ""
+            raise ValueError(f"a whole number, or a list such as 1,2,5-9{wrong}")
         first = int(match[1] or match[2])
         last = int(match[3]) if match[3] else first
         if not 0 <= last - first < MOST_SEEDS - len(found):

@@ -2,6 +2,7 @@
 
     python -m scripts.parity stages                                              # UNet, VAE and towers at tiny width
     python -m scripts.parity picture --checkpoint sd_xl_base_1.0.safetensors     # 3 steps of dpmpp_sde karras at 256x256, profile a1111
+    python -m scripts.parity page [--full LINES] [--box LINES]                   # docs/parity.md; LINES of `ldm parity --json`
     python -m scripts.parity refiner --checkpoint sd_xl_refiner_1.0.safetensors  # one UNet call
 
 Prints the relative error of every stage; exit code 1 when a gate is missed. At full size each engine has a process of its own, one after
@@ -152,13 +153,20 @@ def compare(what: str, checkpoint: Path) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stages", "picture", "refiner"))
+    parser.add_argument("what", choices=("stages", "picture", "refiner", "page"))
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--full", type=Path)
+    parser.add_argument("--box", type=Path)
     parser.add_argument("--engine", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "stages":
         return 0 if stages() else 1
+    if args.what == "page":
+        from scripts import parity_page
+
+        parity_page.write(args.full, args.box)
+        return 0
     if args.checkpoint is None:
         parser.error("--checkpoint is missing: python -m scripts.synthetic writes one")
     if args.engine is None:

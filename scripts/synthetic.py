@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.checkpoint.families import FAMILY_KEY
+from ldm.checkpoint.identity import FAMILY_KEY
 from ldm.checkpoint.loading import Part, family_parts
 from ldm.checkpoint.writer import Item, head, ordered, save
 from ldm.models.clip import CLIPText

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,14 +70,20 @@ def test_help_imports_nothing_heavy(module: str) -> None:
 
 @pytest.mark.parametrize("words", [["-c", "import ldm"], ["-m", "ldm", "--help"], ["-m", "ldm.sample", "--help"]])
 def test_start_takes_less_than_three_tenths_of_a_second(words: list[str]) -> None:
+    """Of the processor's time: one thread, so on an idle machine that is the time that passes."""
     best = float("inf")
     for _ in range(10):
-        start = time.perf_counter()
+        start = spent()
         python(*words)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, spent() - start)
         if best < 0.3:
             return
     pytest.fail(f"the best of ten starts took {best:.2f} s")
+
+
+def spent() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_public_names_are_listed_and_found_and_others_are_not() -> None:

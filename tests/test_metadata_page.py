@@ -17,7 +17,7 @@ from tests.metadata.test_native import RECORD
 
 PAGE = (Path(__file__).parents[1] / "docs/metadata.md").read_text(encoding="utf-8")
 JOB = Job("a red apple on a table", 'blur, "text"', 1024, 768, 20, 5.0, "dpmpp_2m", "karras")
-MADE = replace(RECORD, job=JOB, seed=42, index=0, model="sd_xl_base_1.0.safetensors", device="cuda", dtype="bfloat16")
+MADE = replace(RECORD, job=JOB, seed=42, index=0, model="sd_xl_base_1.0.safetensors", device="cuda", dtype="bfloat16", vae_dtype="float32")
 
 
 def example(name: str) -> str:

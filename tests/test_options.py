@@ -131,7 +131,7 @@ def test_a_prompt_is_needed_and_an_empty_one_is_a_prompt() -> None:
         ({"seed": -2}, "seed -2 is not allowed: 0 to 18446744073709551615, or -1 for a random one"),
         ({"seed": 2**64}, "0 to 18446744073709551615"),
         ({"seed": 1.5}, "not a whole number"),
-        ({"seed": 2**64 - 1, "batch": 2}, "use a smaller seed"),
+        ({"seed": 2**64 - 1, "batch": 2}, "use a smaller one"),
         ({"prompt": "x" * 100_001}, "prompt has 100001 characters: the limit is 0 to 100000 characters"),
         ({"negative": "x" * 100_001}, "negative has 100001 characters"),
         ({"prompt": "a cat \udcff"}, "a byte that is not UTF-8 at character 7"),

@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,37 @@ def test_a_sidecar_that_is_gone_changed_or_another_pictures_is_told(tmp_path: Pa
         (tmp_path / "b.jpg").write_bytes(file(PICTURE, "JPEG", xmp=xmp.write(packet)))
         (tmp_path / "b.jpg.json").write_bytes(rubbish)
         assert pictures.read(tmp_path / "b.jpg").notes == ("b.jpg.json is damaged",)
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_crash_while_a_picture_is_replaced_leaves_one_with_its_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """As if the process had gone after so many files: what would tidy up behind it does not run either."""
+    old, new = Marks("a" * 40_000, '"old"'), Marks("b" * 40_000, '"new"')
+    path = pictures.save(PICTURE, tmp_path / "a.jpg", old).path
+    done = []
+
+    def crash(real: Any, counted: bool) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            if len(done) == written:
+                raise KeyboardInterrupt
+            result = real(*args, **keywords)
+            done.extend([1] if counted else [])
+            return result
+
+        return call
+
+    monkeypatch.setattr(pictures, "write_atomic", crash(pictures.write_atomic, True))
+    monkeypatch.setattr(Path, "unlink", crash(Path.unlink, False))
+    with pytest.raises(KeyboardInterrupt):
+        pictures.save(PICTURE, path, new, overwrite=True)
+    monkeypatch.undo()
+    found = pictures.read(path)
+    assert (found.texts, found.notes) == ((new if written > 1 else old).texts(), ())
+    pictures.save(PICTURE, path, old, overwrite=True)
+    assert pictures.read(path).texts == old.texts()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.jpg", "a.jpg.json"]
 
 
 def test_a_name_that_is_taken_is_kept_with_its_sidecar(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +13,14 @@ import torch
 
 import ldm
 from ldm import ops
+from ldm.devices import dtype_of
 from ldm.diffusion import samplers
-from ldm.errors import InputError, NumericError
+from ldm.errors import InputError, MemoryNeedError, NumericError
 from ldm.measure import relative_error
 from ldm.options import Job
-from ldm.pipeline import Pipeline
+from ldm.pipeline import Pipeline, Result
 from ldm.resolve import resolve
+from ldm.runtime import autoencoding
 from ldm.text.conditioning import Conditioning
 from scripts import synthetic
 
@@ -93,16 +97,31 @@ def test_a_closed_pipeline_says_so(pipeline: Pipeline) -> None:
 
 def test_to_takes_names(pipeline: Pipeline) -> None:
     assert pipeline.to("cpu", "bfloat16").dtype == torch.bfloat16
-    assert next(pipeline.vae.parameters()).dtype == torch.float32
+    assert dtype_of(pipeline.vae) == torch.float32
+    assert dtype_of(pipeline.to(vae_dtype="bfloat16").vae) == torch.bfloat16
+    assert dtype_of(pipeline.to(dtype="float32").vae) == torch.bfloat16
+    with pytest.raises(InputError, match="dtype 'bf17'"):
+        pipeline.to(dtype="float16", vae_dtype="bf17")
+    assert pipeline.dtype == torch.float32
     with pytest.raises(InputError, match="dtype 'bf17'"):
         pipeline.to(dtype="bf17")
+
+
+def test_the_vae_follows_an_explicit_dtype_alone(checkpoint: Path) -> None:
+    """Where the family does not ask for float32."""
+    pipeline = ldm.load(checkpoint, device="cpu", vae_dtype="bfloat16")
+    pipeline.family = replace(pipeline.family, vae_dtype="auto")
+    for words in ({}, {"dtype": "auto"}, {"device": "cpu"}, {"dtype": torch.float32, "vae_dtype": "auto"}):
+        assert (pipeline.to(**words).dtype, dtype_of(pipeline.vae)) == (torch.float32, torch.bfloat16), words
+    assert dtype_of(pipeline.to(dtype="float16").vae) == torch.float16
+    assert dtype_of(pipeline.to(dtype="bfloat16", vae_dtype="float32").vae) == torch.float32
 
 
 def test_notes_are_the_callers(pipeline: Pipeline) -> None:
     with pytest.warns(UserWarning, match="negative prompt has no effect") as seen:
         pipeline.generate("a cat", "a dog", **SMALL | {"cfg": 1.0})
-    with pytest.warns(UserWarning, match="profile a1111: its ddim") as more:
-        pipeline.generate("a cat", profile="a1111", sampler="ddim", **SMALL)
+    with pytest.warns(UserWarning, match="profile a1111: its lcm") as more:
+        pipeline.generate("a cat", profile="a1111", sampler="lcm", **SMALL)
     with pytest.warns(UserWarning, match="BREAK"):
         pipeline.generate("a cat BREAK a dog", **SMALL)
     assert {warning.filename for warning in (*seen, *more)} == {__file__}
@@ -233,6 +252,48 @@ def test_a_broken_vae_is_an_error(pipeline: Pipeline) -> None:
         pipeline.generate("a cat", **SMALL)
 
 
+@pytest.mark.parametrize("error", [NumericError("broken"), KeyboardInterrupt(), MemoryError()], ids=lambda error: type(error).__name__)
+def test_what_breaks_a_decode_carries_what_was_made_before(
+    pipeline: Pipeline, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pipeline.generate("a cat", batch=3, **SMALL)
+    assert whole.vae_dtypes == ["float32"] * 3
+    pictures, convert = iter([None, error]), autoencoding.to_pil
+
+    def breaking(image: torch.Tensor) -> object:
+        broken = next(pictures)
+        if broken is not None:
+            raise broken
+        return convert(image)
+
+    monkeypatch.setattr(autoencoding, "to_pil", breaking)
+    with pytest.raises(MemoryNeedError if isinstance(error, MemoryError) else type(error)) as caught:
+        pipeline.generate("a cat", batch=3, **SMALL)
+    made: Result = getattr(caught.value, "result", None)
+    assert [each.tobytes() for each in made.images] == [whole.images[0].tobytes()]
+    assert torch.equal(made.latents, whole.latents) and made.seeds == whole.seeds and made.job == whole.job
+    assert made.vae_dtypes == ["float32"]
+
+
+def test_an_error_before_the_latents_carries_nothing(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError) as caught:
+        pipeline.generate("a cat", **SMALL | {"width": 7})
+    assert caught.value.result is None
+
+
+def test_the_dtype_that_the_vae_decoded_in_is_told(checkpoint: Path) -> None:
+    pipeline = ldm.load(checkpoint, device="cpu", vae_dtype="float16")
+    assert pipeline.generate("a cat", **SMALL).vae_dtypes == ["float16"]
+    passes = itertools.count()
+
+    def overflow(module: torch.nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
+        return out * float("inf") if out.dtype == torch.float16 and next(passes) == 0 else out
+
+    pipeline.vae.decoder.conv_in.register_forward_hook(overflow)
+    with pytest.warns(RuntimeWarning, match="decoding again in bfloat16"):
+        assert pipeline.generate("a cat", batch=2, **SMALL).vae_dtypes == ["bfloat16", "float16"]
+
+
 def test_a_vae_from_another_file(checkpoint: Path, tmp_path: Path) -> None:
     family = synthetic.tiny("sdxl-base")
     same = synthetic.write_vae(tmp_path / "vae.safetensors", family, dtype="F32")
@@ -299,3 +360,26 @@ def test_what_load_refuses(checkpoint: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"device cuda: .* sees 0 of that kind"):
             ldm.load(checkpoint, device="cuda")
+
+
+def test_rows_of_a_prediction_are_those_of_the_whole(pipeline: Pipeline) -> None:
+    """What dpm_adaptive asks for each picture: its rows alone, one row of conditioning for all pictures or one a picture."""
+    from ldm.diffusion.prediction import Prediction
+
+    conds = [pipeline.encode(text, size=(48, 64)) for text in ("a dog", "a cat", "the sea", "a red house")]
+    for picked, count in ((conds[:2], 3), (conds, 1), (conds, 2)):
+        context, vector = torch.cat([each.context for each in picked]), torch.cat([each.vector for each in picked])
+        x = torch.randn(len(picked) * count, 4, 6, 8, generator=torch.Generator().manual_seed(1))
+        whole = Prediction(pipeline.unet, context, vector, count=count)
+        pictures = len(x) // 2
+        for k in range(pictures):
+            rows = [k, pictures + k]
+            torch.testing.assert_close(whole.rows(rows)(x[rows], 500.0), whole(x, 500.0)[rows], rtol=0, atol=2e-6)
+
+
+@pytest.mark.filterwarnings("ignore:cfg 1")
+def test_cfg_pp_sees_the_negative_at_cfg_1(pipeline: Pipeline) -> None:
+    job = SMALL | {"sampler": "euler_cfg_pp", "cfg": 1.0}
+    made = [pipeline.generate("a cat", negative, **job).latents for negative in ("a dog", "the sea")]
+    assert not torch.equal(*made)
+    assert not torch.equal(made[0], pipeline.generate("a cat", "a dog", **job | {"sampler": "euler"}).latents)

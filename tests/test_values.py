@@ -17,7 +17,11 @@ from ldm import values
     [
         (values.seeds, "7", (7,)),
         (values.seeds, "1,2,5-9", (1, 2, 5, 6, 7, 8, 9)),
-        (values.seeds, " 3 , -1, 4 - 5 ", (3, -1, 4, 5)),
+        (values.seeds, " 3 , -1, 3, 4 - 5 ", (3, -1, 3, 4, 5)),
+        (values.seeds, "4-4", (4,)),
+        (values.seeds, "0007", (7,)),
+        (values.seeds, "0-99999", tuple(range(100_000))),
+        (values.seeds, ",".join(["5"] * 100_000), (5,) * 100_000),
         (values.seeds, "18446744073709551615", (2**64 - 1,)),
         (values.size, "1216x832", (832, 1216)),
         (values.size, "1216 X 832", (832, 1216)),
@@ -37,7 +41,8 @@ def test_words(parse: Callable[[str], Any], text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
-        *((values.seeds, text) for text in ("", "a", "1,,2", "9-5", "1-", "-2", "1.5", "0-100000", "0-99999,1", "1e3")),
+        *((values.seeds, text) for text in ("", "a", "1,,2", "9-5", "1-", "-2", "-1-5", "1--5", "1.5", "1e3", "٣", "9" * 100_000)),
+        *((values.seeds, text) for text in ("0-18446744073709551616", "0-100000", "0-99999,1", "5," * 100_001)),
         *((values.size, text) for text in ("", "1216", "1216x", "x832", "-1x8", "1216x832x3", "1.5x2")),
         *((values.point, text) for text in ("", "1", "1,2,3", "-1,0", "a,b")),
         *((values.ratio, text) for text in ("", "0:1", "1:0", "3:", ":2", "-1:2", "nan", "inf", "1e3")),
@@ -47,6 +52,25 @@ def test_words(parse: Callable[[str], Any], text: str, value: Any) -> None:
 def test_wrong_words(parse: Callable[[str], Any], text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1,abc,3", "a list such as 1,2,5-9: 'abc' is neither"),
+        ("1.5", "a whole number, or a list such as 1,2,5-9"),
+        ("0-18446744073709551615", "100,000 seeds in all at most"),
+    ],
+)
+def test_seeds_that_are_none_are_said(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        values.seeds(text)
+    assert said in str(caught.value) and len(str(caught.value)) < 200
+
+
+@given(st.lists(st.integers(-1, 2**64 - 1), min_size=1))
+def test_seeds_that_are_written_are_read(made: list[int]) -> None:
+    assert values.seeds(",".join(map(str, made))) == tuple(made)
 
 
 @given(st.text(max_size=30))

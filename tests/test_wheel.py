@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def test_every_file_of_the_folder_is_in_it(names: set[str], folder: str) -> None
 def test_nothing_else_is_in_it(names: set[str]) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"ldm"}
     assert "ldm/py.typed" in names
+
+
+def test_the_archive_of_sources_has_what_the_tests_read(tmp_path: Path) -> None:
+    from hatchling.builders.sdist import SdistBuilder
+
+    with tarfile.open(next(SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    for folder in ("docs", "configs", "scripts", "tests", "weights"):
+        files = [each for each in (ROOT / folder).rglob("*") if each.is_file() and each.suffix != ".pyc"]
+        assert {each.relative_to(ROOT).as_posix() for each in files} <= names
+    assert {"Makefile", "README.md", "pyproject.toml"} <= names
 
 
 def test_it_makes_the_same_picture_in_another_folder(wheel: Path, tmp_path: Path) -> None:

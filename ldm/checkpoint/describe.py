@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.checkpoint.families import UNET, VAE, notes, recognise
-from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.families import notes, recognise
+from ldm.checkpoint.identity import UNET, VAE, Identity
 from ldm.checkpoint.kinds import identify, said_of_prediction
 from ldm.checkpoint.leftovers import EMA, leftovers
+from ldm.checkpoint.licences import licence
 from ldm.checkpoint.safetensors import Header
 from ldm.errors import InputError
 from ldm.models.shapes import Family
@@ -50,6 +51,7 @@ def describe(header: Header) -> dict[str, Any]:
         "parameters": sum(parts.values()),
         "parts": parts,
         "dtypes": _dtypes(header),
+        "licence": licence(header),
         "leftovers": {"count": len(spare), "names": shown[:MOST]},
         "metadata": shortened(header.metadata),
     }

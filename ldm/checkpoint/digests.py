@@ -11,14 +11,13 @@ import json
 import os
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.checkpoint.safetensors import Header, stamp
 from ldm.errors import FileError
 from ldm.files import beginning, write_atomic
-from ldm.resources import cache_folder, read_toml
+from ldm.resources import cache_folder, published
 
 PIECE = 2**20  # bytes that are read and hashed at a time: they stay in the cache between the two
 KEPT = 10_000  # digests in the cache, the newest
@@ -56,9 +55,9 @@ def autov2(digest: str) -> str:
     return digest[:10]
 
 
-def autov3(header: Header) -> str:
+def autov3(header: Header, progress: Progress | None = None) -> str:
     """The short name of LoRAs, kohya's: of the sha256 of what follows the header, so that other metadata leave it as it is."""
-    return _hash(header, header.data_start)[:12]
+    return _hash(header, header.data_start, progress)[:12]
 
 
 def known(header: Header) -> list[Known]:
@@ -71,13 +70,6 @@ def known(header: Header) -> list[Known]:
 def _official(header: Header) -> list[Known]:
     same = [each for each in published() if (each["name"], each["size"]) == (header.path.name, header.size)]
     return [Known(each["sha256"], WHOLE, f"the one published for {each['name']}") for each in same]
-
-
-@cache
-def published() -> list[dict[str, Any]]:
-    """The name, size and sha256 of public files; some share a name, some a size, none both."""
-    files: list[dict[str, Any]] = read_toml("files", "official")["file"]
-    return files
 
 
 def _beside(path: Path) -> list[Known]:

@@ -6,19 +6,17 @@ import json
 import re
 from dataclasses import replace
 
-from ldm.checkpoint import identity
+from ldm.checkpoint.identity import FAMILY_KEY, UNET, VAE
 from ldm.checkpoint.kinds import OTHER_NOISE, identify, is_turbo, predicts_v
 from ldm.checkpoint.leftovers import ema_copies
 from ldm.checkpoint.safetensors import Header
-from ldm.errors import FileError, InputError
+from ldm.errors import FileError, InputError, listed
 from ldm.limits import LIMITS
 from ldm.models.shapes import Family, TowerShape, load_family
 from ldm.resources import names
 
-UNET, VAE, FAMILY_KEY = identity.UNET, identity.VAE, identity.FAMILY_KEY
 BASE, TURBO = "sdxl-base", "sdxl-turbo"  # of one set of shapes
 HINT = 500  # characters of a usage hint
-NAMED = 5  # tensors that a refusal lists
 
 
 def recognise(header: Header) -> Family:
@@ -85,8 +83,7 @@ def _differences(header: Header) -> str:
     official = [load_family(name) for name in names("models") if name.startswith("sdxl-")]
     nearest = max(official, key=lambda family: len(probes(family)) - len(_mismatches(header, family)))  # base among equals
     wrong = _mismatches(header, nearest)
-    more = f"; and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-    return f"{len(wrong)} of the {len(probes(nearest))} tensors that {nearest.title} is known by differ: {'; '.join(wrong[:NAMED])}{more}"
+    return f"{len(wrong)} of the {len(probes(nearest))} tensors that {nearest.title} is known by differ: {listed(wrong)}"
 
 
 def _declared(header: Header) -> Family | None:

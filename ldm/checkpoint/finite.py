@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.errors import FileError
+from ldm.errors import FileError, listed
 
 if TYPE_CHECKING:
     from ldm.checkpoint.safetensors import Header
 
 LARGEST = {torch.float16: 0x7BFF, torch.bfloat16: 0x7F7F}  # bits of the largest finite value; those of Inf and NaN are above
 SIGN = 2**15
-NAMED = 5  # tensors that the error lists
 WIDER = {torch.float16: "use --dtype bfloat16 or float32", torch.bfloat16: "use --dtype float32"}
 
 
@@ -76,9 +75,7 @@ def _tensors(header: Header, faults: list[Fault]) -> str:
     for fault in faults:
         counts[fault.name] = counts.get(fault.name, 0) + fault.count
         first[fault.name] = min(first.get(fault.name, fault.first), fault.first)
-    names = sorted(counts)
-    said = [f"{name} (first of {counts[name]:,} at index {_index(header, name, first[name])})" for name in names[:NAMED]]
-    return ", ".join(said) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return listed([f"{name} (first of {counts[name]:,} at index {_index(header, name, first[name])})" for name in sorted(counts)], ", ")
 
 
 def _index(header: Header, name: str, flat: int) -> list[int]:

@@ -22,8 +22,6 @@ MAGIC = (
     (b"BZh", f"a bzip2 archive: {_PACKED}"),
     (b"\xfd7zXZ\0", f"an xz archive: {_PACKED}"),
     (b"\x28\xb5\x2f\xfd", f"a zstd archive: {_PACKED}"),
-    (b"\x89PNG\r\n", _PICTURE),
-    (b"\xff\xd8\xff", _PICTURE),
     (b"\x89HDF\r\n", "an HDF5 file (.h5): get the .safetensors version"),
     (b"\x93NUMPY", "a numpy array (.npy): get the .safetensors version"),
     (b"%PDF-", "a PDF document, not weights: name a .safetensors file"),
@@ -86,8 +84,21 @@ def _beginning(first: bytes) -> str:
     return "white space" if first[:1].isspace() else repr(first[:1])[1:]
 
 
+def picture_format(first: bytes) -> str | None:
+    """PNG, JPEG, WEBP or AVIF, where a file that begins so can be one; its first 12 bytes are enough to tell."""
+    if first.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if first.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
+        return "WEBP"
+    return "AVIF" if first[4:8] == b"ftyp" else None
+
+
 def kind(first: bytes) -> str | None:
     """What a file that begins so is, and what to do, if it can be told; `first` are its first SNIFF bytes, or all."""
+    if picture_format(first):
+        return _PICTURE
     for magic, sentence in MAGIC:
         if first.startswith(magic):
             return sentence
@@ -97,8 +108,6 @@ def kind(first: bytes) -> str | None:
         return f"a Python pickle (.ckpt, .pt, .pkl): {_PICKLE}"
     if first[257:262] == b"ustar":
         return f"a tar archive: {_PACKED}"
-    if first[:4] == b"RIFF" and first[8:12] == b"WEBP":
-        return _PICTURE
     return _text(first)
 
 

@@ -15,11 +15,10 @@ from ldm.checkpoint.memory import check_memory, free_memory
 from ldm.checkpoint.reading import ALIGN, Copy, allocate, read
 from ldm.checkpoint.rename import open_clip_sources
 from ldm.checkpoint.safetensors import Entry, Header
-from ldm.errors import FileError
+from ldm.errors import FileError, listed
 from ldm.models.shapes import Family
 
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}  # the floats that weights come in
-NAMED = 5  # tensors that an error lists
 
 Sources = Mapping[str, tuple[str, int | None]]
 
@@ -78,8 +77,7 @@ class Report:
         if not counts:
             return
         lines = [f"{kind}: {line}" for kind, found in kinds for line in found]
-        named = "; ".join(lines[:NAMED]) + (f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else "")
-        what = f"the tensors do not fit the model ({counts}): {named}: use a file of this family in the official layout"
+        what = f"the tensors do not fit the model ({counts}): {listed(lines)}: use a file of this family in the official layout"
         raise FileError(f"{header.path}: {what}", "E3007")
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from ldm.checkpoint.finite import Fault, count, doubtful, refuse
 from ldm.checkpoint.safetensors import MAX_HEADER, TICK, Header, read_header, stamp
 from ldm.errors import FileError
+from ldm.files import READ, read_into
 
 ALIGN = 64  # bytes: where each tensor begins in its module's memory
 PIECE = 2**20  # bytes of file that are read and converted at once on the CPU: they stay in the cache between the two
@@ -112,7 +113,7 @@ class _Source:
 
     def __enter__(self) -> _Source:
         try:
-            self.descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self.descriptor = os.open(self.path, READ)
         except OSError as error:
             raise FileError(f"{self.path}: cannot be opened ({error.strerror}): check its permissions", "E3001") from None
         return self
@@ -197,7 +198,7 @@ class _Source:
         done = 0
         while done < len(view):
             try:
-                nbytes = os.preadv(self.descriptor, [view[done:]], start + done)
+                nbytes = read_into(self.descriptor, view[done:], start + done)
             except OSError as error:
                 what = f"cannot be read at byte {start + done:,} ({error.strerror}): check the disk"
                 raise FileError(f"{self.path}: {what}", "E3009") from None

@@ -22,6 +22,7 @@ from unicodedata import category
 
 from ldm.checkpoint.foreign import FORMAT_MAX, SNIFF, absent, faulty, irregular, misbegun
 from ldm.errors import FileError
+from ldm.files import READ, read_at
 
 MAX_HEADER = 16 * 2**20  # bytes; sd_xl_base_1.0 has 402,436
 MAX_TENSORS = 100_000  # sd_xl_base_1.0 has 2,515
@@ -72,7 +73,7 @@ def read_header(path: str | os.PathLike[str], max_header: int = MAX_HEADER) -> H
     """
     path = Path(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, READ)
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: {absent(path, error)}", "E3001") from None
     try:
@@ -121,7 +122,7 @@ def _too_large(what: str, limit: str) -> NoReturn:
 
 def _pread(descriptor: int, count: int, offset: int) -> bytes:
     try:
-        found = os.pread(descriptor, count, offset)
+        found = read_at(descriptor, count, offset)
     except OSError as error:
         raise _Fault(f"cannot be read at byte {offset:,} ({error.strerror}): check the disk", "E3009") from None
     if len(found) < count:

@@ -53,12 +53,17 @@ def save(
 
 
 def content(
-    tensors: Iterable[Given], metadata: Mapping[str, str] | None = None, *, pad: int = 8, digest: bool = False
+    tensors: Iterable[Given],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    pad: int = 8,
+    digest: bool = False,
 ) -> Callable[[BinaryIO], None]:
     """What writes the whole of a safetensors file into an open one; the tensors are in the order of `ordered`.
 
     `metadata` is written as it is (ModelSpec's keys, `ldm.family`); spaces bring the data to a multiple of `pad` bytes, 1: as old official
     files. `digest` adds ModelSpec's hash of the tensors' bytes, which is put in its place when all are written.
+    Of a file that is made of others, `licences.carried` says what it has to carry on.
     """
     items = ordered(tensors)
     start = head(items, {**(metadata or {}), **({HASH: NO_HASH} if digest else {})}, pad)

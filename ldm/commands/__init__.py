@@ -9,36 +9,57 @@ import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
-from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TextIO
 
 import ldm
+from ldm.commands.stopping import STOPS, WORDS, Stop, watching
 from ldm.commands.streams import complain, mute, say
 from ldm.errors import InputError, LdmError, near_matches
 
 VERBS = {
     "sample": "a prompt in, pictures out",
+    "prompt": "how a prompt is read: chunks, tokens, weights, what changes on the way",
     "info": "what a model file or a picture is, and how it was made",
+    "compare": "why two pictures differ, the likeliest cause first",
+    "parity": "how far every stage is from another engine's, on your own file",
+    "samplers": "the samplers and schedules, and what other engines call them",
     "models": "the model files that names reach, and what each is",
     "pull": "a model file from the Hugging Face Hub",
     "doctor": "what this machine has of all that is needed, with remedies",
     "completion": "words for a shell to complete: bash, zsh or fish",
 }
-INTERRUPTED, TERMINATED = 130, 143
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the return value is the exit code: 0 done, 1 failed, 2 input not acceptable, 130 interrupted, 143 terminated."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    with watching():
+        return _ended(list(sys.argv[1:] if argv is None else argv))
+
+
+def program(*first: str) -> int:
+    """`main` of a process, with these words before its own: a signal that comes when all is done changes nothing."""
+    STOPS.install()
+    return _ended([*first, *sys.argv[1:]])
+
+
+def _ended(words: list[str]) -> int:
+    try:
+        code = _outcome(words)
+        STOPS.finish()
+        return code
+    except KeyboardInterrupt as stop:
+        number = signal.Signals(STOPS.number or signal.SIGINT)
+        say(f"ldm: {WORDS[number]}{stop if isinstance(stop, Stop) else ''}")
+        return 128 + number
+
+
+def _outcome(words: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             return _run(words)
     except LdmError as error:
         return _fail(error, str(error), error.exit_code, words)
-    except KeyboardInterrupt:
-        return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         mute(sys.stdout)
         return 1
@@ -70,20 +91,15 @@ def _usage() -> str:
     return f"usage: ldm VERB ...\n\n{verbs}\n\nldm VERB --help lists the flags of a verb; ldm --version."
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _say("terminated", TERMINATED)
-    raise SystemExit(TERMINATED)
-
-
 def _warn(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
 ) -> None:
     """A warning is one line like everything else; `warnings.showwarning` gives the signature."""
-    _say(f"note: {message}", 0)
+    say(f"ldm: note: {message}")
 
 
 def _fail(error: BaseException, message: str, code: int, words: list[str]) -> int:
+    STOPS.check()  # what a signal broke is no failure of the command
     if "--debug" in words:
         say("".join(traceback.format_exception(error)).rstrip())
     complain(error, message, as_json=_wants_json(words))
@@ -91,12 +107,7 @@ def _fail(error: BaseException, message: str, code: int, words: list[str]) -> in
 
 
 def _wants_json(words: list[str]) -> bool:
-    return "--format=json" in words or any(pair == ("--format", "json") for pair in pairwise(words))
-
-
-def _say(message: str, code: int) -> int:
-    say(f"ldm: {message}")
-    return code
+    return "--json" in words or "--format=json" in words or any(pair == ("--format", "json") for pair in pairwise(words))
 
 
 def _check_stdout() -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from ldm import resources
 from ldm.commands import VERBS
+from ldm.diffusion import names
 from ldm.flags import Parser
-from ldm.metadata import a1111
 from ldm.options import KNOBS
 from ldm.values import Choice
 
@@ -43,7 +43,7 @@ def parser() -> Parser:
 
 def values() -> dict[str, list[str]]:
     """The words that a flag takes, by its field, where they are a known few."""
-    named = {"sampler": list(a1111.SAMPLERS), "schedule": list(a1111.SCHEDULES), "profile": resources.names("profiles")}
+    named = {"sampler": list(names.SOLVERS), "schedule": list(names.SPACINGS), "profile": resources.names("profiles")}
     named |= {"preset": resources.names("presets"), "dtype": ["auto", "float32", "bfloat16", "float16"], "device": ["auto", "cpu", "cuda"]}
     return named | {name: list(knob.parse.words) for name, knob in KNOBS.items() if isinstance(knob.parse, Choice)}
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint.describe import LONGEST, MOST, describe
+from ldm.checkpoint.foreign import picture_format
 from ldm.checkpoint.identity import counted
 from ldm.checkpoint.safetensors import MAX_HEADER, Header, read_header
-from ldm.commands.progress import size
+from ldm.commands.progress import Bar, size
 from ldm.commands.streams import complain, printable
 from ldm.errors import InputError
 from ldm.files import beginning
@@ -20,7 +21,6 @@ from ldm.flags import Parser
 from ldm.options import KNOBS
 
 PROMPT = 2000  # characters of a prompt that are shown
-PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how pictures begin; WebP and AVIF have their mark further in
 
 
 def run(argv: list[str]) -> int:
@@ -67,15 +67,23 @@ def _facts(path: Path, options: Any) -> dict[str, Any]:
     if options.verify:
         from ldm.checkpoint import digests
 
-        facts["verified"] = digests.verify(header)
+        with _bar(header) as bar:
+            facts["verified"] = digests.verify(header, lambda more: bar.count(more, header.size))
     return facts | (_hashes(header) if options.hash else {})
 
 
 def _hashes(header: Header) -> dict[str, str]:
     from ldm.checkpoint import digests
 
-    whole = digests.cached_sha256(header)
-    return {"sha256": whole, "autov2": digests.autov2(whole), "autov3": digests.autov3(header)}
+    with _bar(header) as bar:
+        whole = digests.cached_sha256(header, lambda more: bar.count(more, header.size))
+    with _bar(header) as bar:
+        data = digests.autov3(header, lambda more: bar.count(more, header.size))
+    return {"sha256": whole, "autov2": digests.autov2(whole), "autov3": data}
+
+
+def _bar(header: Header) -> Bar:
+    return Bar(f"reading {printable(header.path.name)}", False, header.size, unit="B")
 
 
 def _picture_hash(path: Path) -> dict[str, str]:
@@ -87,10 +95,9 @@ def _picture_hash(path: Path) -> dict[str, str]:
 def _is_picture(path: Path) -> bool:
     """Whether a file begins as a picture; one that cannot be looked at is left to the reader of models, which says why."""
     try:
-        first = beginning(path, 12)
+        return picture_format(beginning(path, 12)) is not None
     except (OSError, ValueError):
         return False
-    return first.startswith(PICTURES) or first[4:8] == b"ftyp" or (first[:4] == b"RIFF" and first[8:] == b"WEBP")
 
 
 def _picture(path: Path) -> dict[str, Any]:
@@ -145,6 +152,7 @@ def _model_rows(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     spare = facts["leftovers"]
     yield "leftovers", f"{spare['count']:,}, which are not read: {', '.join(spare['names'][:5])}" if spare["count"] else ""
     yield from (("note", note) for note in facts.get("notes", ()))
+    yield "licence", facts["licence"] or "not said"
     yield from _digest_rows(facts)
     yield from facts["metadata"].items()
 

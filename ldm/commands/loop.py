@@ -10,10 +10,10 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ldm.commands.making import make_one
-from ldm.commands.saving import Saver
 from ldm.commands.streams import complain, say
 from ldm.errors import InputError, LdmError
 from ldm.jobs import prompts
@@ -29,7 +29,9 @@ SHORT = {"w": "width", "h": "height", "s": "seed", "g": "cfg", "n": "steps"}  # 
 
 def loop(pipeline: Pipeline, job: Job) -> int:
     """Ask until the end; the exit code is 0, or 1 where a picture could not be saved."""
-    code = 0
+    from ldm.commands.saving import Saver
+
+    code, saver = 0, None
     for line in _lines():
         try:
             if line.startswith(b"/"):
@@ -40,10 +42,11 @@ def loop(pipeline: Pipeline, job: Job) -> int:
                 say(f"ldm: note: {note}", job.quiet)
             tasks = sheet.tasks
             _check_mark(job, pipeline)
-            saver = Saver(pipeline, job, tasks)
-            for at, task in enumerate(tasks):
-                result, timings = make_one(pipeline, task)
-                code = max(code, saver.save(result, task, at, timings))
+            saver = Saver(pipeline, job, tasks, after=saver)
+            with saver.watched():
+                for at, task in enumerate(tasks):
+                    result, timings = make_one(pipeline, task, partial(saver.save, task, at))
+                    code = max(code, saver.save(task, at, result, timings))
         except LdmError as error:
             complain(error, as_json=job.format == "json")
     return code

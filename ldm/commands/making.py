@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from ldm.commands.progress import Bar
+from ldm.commands.stopping import STOPS, Stop
 from ldm.commands.streams import say
 
 if TYPE_CHECKING:
@@ -13,15 +15,38 @@ if TYPE_CHECKING:
     from ldm.options import Job
     from ldm.pipeline import Pipeline, Result
 
+Timings = dict[str, float]
 
-def make_one(pipeline: Pipeline, task: Task) -> tuple[Result, dict[str, float]]:
-    """The pictures of one task, and its timings."""
+
+def make_one(pipeline: Pipeline, task: Task, keep: Callable[[Result, Timings], Any] | None = None) -> tuple[Result, Timings]:
+    """The pictures of one task, and its timings; of one that fails, `keep` is given what was made before the error.
+
+    Raises Stop, saying at which step, where a signal comes.
+    """
     job = task.job
     _advise(job, pipeline)
     start = time.perf_counter()
-    with Bar("sampling", job.quiet, _steps(pipeline, job)) as bar:
-        result = pipeline.run(job, bar.step)
-    return result, {"sampling": round(time.perf_counter() - start, 3), "steps": bar.done}
+    steps = _steps(pipeline, job)
+    bar = Bar("sampling", job.quiet, steps)
+
+    def timings() -> Timings:
+        return {"sampling": round(time.perf_counter() - start, 3), "steps": bar.done}
+
+    def count(step: Any) -> None:
+        bar.step(step)
+        STOPS.check()
+
+    try:
+        with bar, STOPS.free():
+            result = pipeline.run(job, count)
+    except BaseException as error:
+        made: Result | None = getattr(error, "result", None)
+        if made is not None and keep is not None:
+            keep(made, timings())
+        if isinstance(error, KeyboardInterrupt):
+            raise Stop(f"at step {bar.done + 1} of {steps}" if bar.done < steps else "after the last step") from None
+        raise
+    return result, timings()
 
 
 def _steps(pipeline: Pipeline, job: Job) -> int:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
-from ldm import naming
+from ldm import files, naming
 from ldm.errors import InputError, LdmError
 from ldm.options import Job
 from ldm.pictures import FORMATS, check
 
 SUFFIXES = tuple(FORMATS)
+LEAST = 2**18  # bytes: with less free no picture is begun
 NAME_BYTES = 255  # of one name, on all common file systems
 _OTHER = (".gif", ".bmp", ".tif", ".tiff", ".jxl", ".heic")
 
@@ -81,9 +84,12 @@ def check_folder(folder: Path) -> None:
     _check_length(folder)
     nearest = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     if not nearest.is_dir():
-        raise InputError(f"output folder {folder}: {nearest} is not a folder: choose another with -o")
+        raise InputError(f"output folder {folder}: {nearest} is not a folder: choose another with -o", "E5001")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"output folder {folder}: no permission to write in {nearest}: choose another with -o")
+        raise InputError(f"output folder {folder}: no permission to write in {nearest}: choose another with -o", "E5001")
+    disk = shutil.disk_usage(nearest)
+    if disk.total and disk.free < LEAST:  # some file systems do not say
+        raise InputError(f"output folder {folder}: the disk has {disk.free:,} bytes free: make room or choose another with -o", "E5001")
 
 
 def check_new(path: Path, suffix: str, overwrite: bool) -> None:
@@ -100,7 +106,7 @@ def check_new(path: Path, suffix: str, overwrite: bool) -> None:
 def make_folder(folder: Path) -> None:
     """Make `folder` with its parents; LdmError where the disk refuses."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     except OSError as error:
         raise _refused(folder, error) from error
 
@@ -131,6 +137,14 @@ def candidates(output: str, seed: int, place: int, numbers: Numbers | None = Non
 
 def _numbered(path: Path, first: int) -> Iterator[Path]:
     yield from (path.with_stem(f"{path.stem}-{number}") if number else path for number in count(first))
+
+
+def standing(asked: Iterable[Path | None]) -> Iterator[bool]:
+    """For each picture whether the file that it asks for is there; of several that ask for one name the k-th gets it with a number."""
+    met: Counter[Path] = Counter()
+    for path in asked:
+        yield path is not None and os.path.lexists(path.with_stem(f"{path.stem}-{met[path]}") if met[path] else path)
+        met[path or Path()] += 1
 
 
 def _last_number(folder: Path) -> int:

@@ -67,8 +67,9 @@ class Bar:
         self.count(1, self.total)
 
     def count(self, more: int, total: int) -> None:
-        """Count `more` of `total`."""
+        """Count `more` of `total`; another total is another file, with which the bar begins again."""
         self.done += more
         if self.bar is not None:
-            self.bar.total = total
+            if total != self.bar.total:
+                self.bar.reset(total)
             self.bar.update(more)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import ldm
 from ldm import catalogue
 from ldm.checkpoint.memory import size
-from ldm.commands import output
+from ldm.commands import again, output
 from ldm.commands.making import make_one
 from ldm.commands.progress import Bar
-from ldm.commands.saving import Saver
 from ldm.commands.streams import complain, say, show
-from ldm.diffusion import profiles
+from ldm.diffusion import names, profiles
 from ldm.errors import InputError, MemoryNeedError, NumericError
+from ldm.files import name_of
 from ldm.flags import given, parser
 from ldm.jobs import prompts
 from ldm.jobs.fields import Task
@@ -32,6 +32,7 @@ from ldm.options import Job, validate
 BATCH_RULES = {("batch_noise", "one-draw"), ("brownian", "batch")}  # of a profile: a picture then depends on its batch
 
 if TYPE_CHECKING:
+    from ldm.commands.saving import Saver
     from ldm.models.shapes import Family
     from ldm.pipeline import Pipeline
 
@@ -50,27 +51,35 @@ def run(argv: list[str]) -> int:
     check(job, tasks)
     if job.dry_run:
         return _dry(job, tasks)
+    if _skips_file(job):
+        if os.path.lexists(job.output):
+            say(f"{job.output} is there: nothing is made", job.quiet)
+            return 0
+        job = replace(job, skip_existing=False)
     if job.loop:
         from ldm.commands.loop import loop
 
         return loop(load(job, tasks), job)
+    from ldm.commands.saving import Saver
+
     pipeline = load(job, tasks)
     saver = Saver(pipeline, job, tasks)
-    if job.resume or job.skip_existing:
-        return saver.claimed(tasks, partial(make_one, pipeline))
-    return max(_one(pipeline, saver, tasks, at) for at in range(len(tasks)))
+    with saver.watched():
+        if saver.shared:
+            return saver.claimed(tasks, partial(make_one, pipeline))
+        return max(_one(pipeline, saver, tasks, at) for at in range(len(tasks)))
 
 
 def _one(pipeline: Pipeline, saver: Saver, tasks: Sequence[Task], at: int) -> int:
     """One of the jobs; of many, one that fails is said and the others are made."""
     try:
-        result, timings = make_one(pipeline, tasks[at])
+        result, timings = make_one(pipeline, tasks[at], partial(saver.save, tasks[at], at))
     except (NumericError, MemoryNeedError) as error:
         if len(tasks) == 1:
             raise
         complain(error, f"{tasks[at].where}: {error}", as_json=tasks[at].job.format == "json")
         return 1
-    return saver.save(result, tasks[at], at, timings)
+    return saver.save(tasks[at], at, result, timings)
 
 
 def job_of(flags: Mapping[str, Any]) -> tuple[Job, list[str]]:
@@ -78,9 +87,9 @@ def job_of(flags: Mapping[str, Any]) -> tuple[Job, list[str]]:
     picture, notes = picture_layer(flags["from_image"]) if flags.get("from_image") else (None, [])
     job = layered(flags, picture)
     folders = catalogue.places(job.models_dir or ())
-    model = None if job.model is None else str(catalogue.find(job.model, "checkpoint", folders))
-    vae = None if job.vae is None else str(catalogue.find(job.vae, "vae", folders))
-    return replace(job, model=model, vae=vae, quiet=job.quiet or job.format == "quiet"), notes
+    model, vae = (again.find(name, kind, folders, flags, picture) for name, kind in ((job.model, "checkpoint"), (job.vae, "vae")))
+    job = replace(job, model=model, vae=vae, quiet=job.quiet or job.format == "quiet")
+    return job, [*notes, *(again.differences(job, flags) if picture is not None else [])]
 
 
 def tasks_of(job: Job) -> tuple[list[Task], list[str]]:
@@ -95,8 +104,8 @@ def check(job: Job, tasks: Sequence[Task]) -> None:
     """Refuse, before any model is loaded, what cannot end well."""
     for task in tasks or [Task(job, "the command line")]:
         validate(task.job)
-        rules = profiles.override(profiles.load_profile(task.job.profile), task.job.overrides or {})
-        _check_names(task.job, rules)
+        profiles.override(profiles.load_profile(task.job.profile), task.job.overrides or {})
+        names.ours(task.job.sampler, task.job.schedule)
     _check_together(job, tasks)
     count = sum(task.job.batch for task in tasks)
     output.check_pictures(job, count)
@@ -108,12 +117,15 @@ def check(job: Job, tasks: Sequence[Task]) -> None:
 def _check_together(job: Job, tasks: Sequence[Task]) -> None:
     """InputError for flags that would take something from each other."""
     shared = job.resume or job.skip_existing
+    count = sum(task.job.batch for task in tasks)
     batch_rules = [name for name, value in (job.overrides or {}).items() if (name, value) in BATCH_RULES]
     pairs = (
         (job.latents is not None and (len(tasks) > 1 or shared or job.loop), "--latents is for one job", "make it alone"),
         (job.seeds is not None and job.from_file is not None, "a list of seeds and --from-file", "give the seeds in its lines"),
+        (job.seeds is not None and job.loop, "a list of seeds and --loop", "give --d SEED in a line"),
         (job.loop and (job.from_file is not None or shared), "--loop with --from-file, --resume or --skip-existing", "leave one out"),
-        (shared and output.is_file(job.output), f"--resume and --skip-existing with the file {job.output}", "give -o a folder"),
+        (job.resume and output.is_file(job.output), f"--resume with the file {job.output}", "give -o a folder"),
+        (_skips_file(job) and count > 1, f"--skip-existing of {count} pictures with the file {job.output}", "give -o a folder"),
         (shared and job.overwrite, "--overwrite with --resume or --skip-existing", "leave one out"),
         (shared and batch_rules and any(task.job.batch > 1 for task in tasks), f"--resume of batches with {batch_rules}", "take -b 1"),
     )
@@ -122,14 +134,8 @@ def _check_together(job: Job, tasks: Sequence[Task]) -> None:
             raise InputError(f"{what}: {remedy}")
 
 
-def _check_names(job: Job, rules: profiles.Profile) -> None:
-    """The tables of samplers and schedules hold code, so torch is imported here, and not before."""
-    from ldm.diffusion import samplers, schedules
-
-    if job.sampler is not None:
-        samplers.get(job.sampler, rules)
-    if job.schedule is not None:
-        schedules.check_name(job.schedule)
+def _skips_file(job: Job) -> bool:
+    return job.skip_existing and output.is_file(job.output)
 
 
 def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
@@ -138,7 +144,7 @@ def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
     say(f"loading {name_of(path)} ({size(path.stat().st_size)})" if os.path.isfile(path) else f"loading {name_of(path)}", job.quiet)
     look_ahead(job, tasks)
     start = time.perf_counter()
-    with Bar("loading", job.quiet, unit="B") as bar:
+    with Bar("verifying, loading" if job.verify else "loading", job.quiet, unit="B") as bar:
         pipeline = ldm.load(
             job.model,
             device=job.device,
@@ -155,6 +161,7 @@ def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
 def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
     """From the header alone: MemoryNeedError where a job will not fit, and with --debug what of the metadata is not read."""
     from ldm import watermark
+    from ldm.checkpoint import licences
     from ldm.checkpoint.families import recognise, usage_hint
     from ldm.checkpoint.kinds import unread_metadata
     from ldm.checkpoint.safetensors import read_header
@@ -167,6 +174,9 @@ def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
     if unread:
         say(f"metadata that is not read: {', '.join(map(ascii, unread))}", job.quiet)
     family = recognise(header)
+    terms = "" if job.quiet or job.dry_run else licences.notice(header)
+    if terms:
+        say(f"ldm: note: {terms}")
     hint = usage_hint(header)
     if hint:
         say(f"usage hint of the file: {hint}", job.quiet)
@@ -188,15 +198,10 @@ def _dry(job: Job, tasks: Sequence[Task]) -> int:
     code = 0
     for task in tasks:
         done, _ = resolve(task.job, family)
-        saved = {name: getattr(done, name) for name in SAVED}
-        code = max(code, show(json.dumps({**saved, "model": name_of(catalogue.find(job.model)), "family": family.name})))
+        saved = {name: getattr(done, name) for name in SAVED if name != "sigmas" or done.schedule is None}
+        code = max(code, show(json.dumps({**saved, "model": str(catalogue.find(job.model)), "family": family.name})))
     return code
 
 
 def dtype_word(pipeline: Pipeline) -> str:
     return str(pipeline.dtype).removeprefix("torch.")
-
-
-def name_of(path: str | Path) -> str:
-    """A file's own name as text, whatever bytes it is made of."""
-    return os.fsencode(Path(path).name).decode("utf-8", "replace")

@@ -7,7 +7,8 @@ whatever dtype it computes; what it returns comes back to x's dtype here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Literal
 
 from torch import Tensor
@@ -37,6 +38,14 @@ class Denoiser:
     def time(self, sigma: float) -> float:
         """The training step that the network is given at `sigma`."""
         return self._table.locate(sigma, self._rule)[0]
+
+    def rows(self, picked: Sequence[int]) -> Denoiser:
+        """The same for some of the rows alone, by number: x of as many rows."""
+        alone = copy(self)
+        rows: Callable[[Sequence[int]], Predict] | None = getattr(self._predict, "rows", None)
+        if rows is not None:
+            alone._predict = rows(picked)
+        return alone
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """x (N, 4, h, w) at noise level `sigma` > 0 -> x0, same shape and dtype."""

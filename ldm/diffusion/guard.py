@@ -58,7 +58,8 @@ class Guard:
         self._look(x0, f"{where}, in the {'conditional ' if uncond is not None else ''}prediction")
 
     def _where(self, i: int, sigma: float) -> str:
-        return f"sampling: non-finite at step {i + 1} of {self._steps} (sigma={sigma:.4g})"
+        total = f" of {self._steps}" if i < self._steps else ""  # an adaptive sampler takes as many as it likes
+        return f"sampling: non-finite at step {i + 1}{total} (sigma={sigma:.4g})"
 
     def _look(self, x: Tensor, words: str) -> None:
         peak = x.detach().abs().amax()  # NaN is the largest of all
@@ -79,6 +80,11 @@ class Watched:
     @property
     def uncond(self) -> Tensor | None:
         return getattr(self._denoise, "uncond", None)
+
+    def picture(self, k: int, count: int) -> Watched:
+        """The same for picture k of `count` alone, where the denoiser tells them apart."""
+        one: Callable[[int, int], Denoise] | None = getattr(self._denoise, "picture", None)
+        return self if one is None else Watched(one(k, count), self._see)
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         x0 = self._denoise(x, sigma)

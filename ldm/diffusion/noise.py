@@ -6,7 +6,9 @@ unless a profile asks for another engine's habit. It is made on the CPU in float
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,6 +18,7 @@ from ldm.diffusion import philox
 from ldm.diffusion.brownian import BrownianTree
 from ldm.diffusion.rounding import log_trip
 from ldm.diffusion.samplers.loop import check_sigmas
+from ldm.diffusion.variation import Variation, centred, slerp
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
@@ -67,6 +70,20 @@ class _PhiloxStream:
 
 
 _STREAMS: dict[str, type[_Stream]] = {"cpu": _CpuStream, "philox": _PhiloxStream}
+_Draw = Callable[[], Tensor]
+
+
+class _Varied:
+    """A first draw on the way to another seed's, or of another size."""
+
+    def __init__(self, own: _Draw, base: _Draw, other: _Draw, variation: Variation) -> None:
+        self._own, self._base, self._other, self._variation = own, base, other, variation
+
+    def __call__(self) -> Tensor:
+        noise, strength = self._base(), self._variation.strength
+        if strength:
+            noise = slerp(strength, noise, self._other())
+        return noise if self._variation.size is None else centred(noise, self._own())
 
 
 class Noise:
@@ -75,44 +92,75 @@ class Noise:
     It belongs to the run that made it: give every thread its own.
     """
 
-    def __init__(self, starts: Sequence[_Stream], step: NoiseFn, device: str | torch.device) -> None:
+    def __init__(self, starts: Sequence[_Draw], step: NoiseFn, device: str | torch.device) -> None:
         self._starts, self._step, self._device = starts, step, device
 
     def first(self) -> Tensor:
         """Unit noise for the first x."""
-        return torch.cat([stream.draw(0) for stream in self._starts]).to(self._device)
+        return _moved(torch.cat([draw() for draw in self._starts]), self._device)
 
     def __call__(self, i: int, sigma: float, sigma_next: float) -> Tensor:
         """Unit noise for step i, or for a part of it, from `sigma` down to `sigma_next`."""
-        return self._step(i, sigma, sigma_next).to(self._device)
+        return _moved(self._step(i, sigma, sigma_next), self._device)
+
+    def after(self, draws: int) -> NoiseFn:
+        """The noise of a run that goes on, along the rest of the list, where so many draws were made: one a step by most samplers."""
+        return lambda i, sigma, sigma_next: self(i + draws, sigma, sigma_next)
+
+
+def _moved(x: Tensor, device: str | torch.device) -> Tensor:
+    """A GPU is not waited for: it computes a step while the next one's noise is drawn."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 def make_noise(
-    profile: Profile, seeds: Sequence[int], shape: Shape, sigmas: Sequence[float], sampler: Sampler, device: str | torch.device = "cpu"
+    profile: Profile,
+    seeds: Sequence[int],
+    shape: Shape,
+    sigmas: Sequence[float],
+    sampler: Sampler,
+    device: str | torch.device = "cpu",
+    variation: Variation | None = None,
 ) -> Noise:
     """The noise that `sampler` needs along `sigmas`, by the profile's rules.
 
     `seeds`: one an image, each 0 to 2^64 - 1. `shape`: of one image, (4, h, w), or of the batch. `sigmas`: the full schedule; InputError
-    where they are none.
+    where they are none. `variation` is done to the first noise alone.
     """
     check_sigmas(sigmas)
-    starts = _streams(profile, seeds, shape)
+    starts = _starts(profile, seeds, shape, variation or Variation())
     step: NoiseFn = _no_noise
-    if sampler.noise == "ancestral":
+    if sampler.noise == "ancestral" or sampler.name in profile.plain_noise:
         step = _Ancestral(profile, seeds, shape)
     elif sampler.noise == "brownian":
         step = _Brownian(profile, seeds, shape, sigmas, sampler)
     return Noise(starts, step, device)
 
 
-def start(source: Noise, sigmas: Sequence[float], table: SigmaTable, profile: Profile) -> Tensor:
-    """The first x (B, 4, h, w) at sigmas[0]: unit noise times sigma, or times sqrt(1 + sigma²), which is what training ends at."""
+def start(
+    source: Noise, sigmas: Sequence[float], table: SigmaTable, profile: Profile, sampler: str = "", schedule: str | None = None
+) -> Tensor:
+    """The first x (B, 4, h, w) at sigmas[0]: unit noise times sigma, or times sqrt(1 + sigma²), which is what training ends at.
+
+    By the profile's start_noise: "sqrt1p-if-full" takes the latter where sigmas[0] is the table's last, "by-spacing" unless its spacing,
+    or the schedule, goes to the table's end (diffusers); solvers in its `scaled` always do, as unit noise is their first x.
+    """
     sigma = torch.tensor(sigmas[0])
     full = sigmas[0] >= table.high * (1 - 1e-5)
-    if profile.start_noise == "sqrt1p" or (profile.start_noise == "sqrt1p-if-full" and full):
+    short = profile.spacing in ("leading", "legacy") and schedule != "trailing"
+    one_more = {"sigma": False, "sqrt1p": True, "sqrt1p-if-full": full, "by-spacing": short}
+    if one_more[profile.start_noise] or sampler in profile.scaled:
         sigma = (1 + sigma**2).sqrt()
     noise = source.first()
     return noise * sigma.to(noise.device)
+
+
+def leave(x: Tensor, sigmas: Sequence[float], profile: Profile, sampler: str) -> Tensor:
+    """The latents of a run that ended at `x`: that, or, if the sampler is one of the profile's `scaled`, x as such a one leaves it.
+
+    Only a list that ends above 0 makes a difference.
+    """
+    return x / math.sqrt(1 + sigmas[-1] ** 2) if sampler in profile.scaled else x
 
 
 class _Ancestral:
@@ -153,6 +201,14 @@ class _Brownian:
 
 def _no_noise(i: int, sigma: float, sigma_next: float) -> Tensor:
     raise RuntimeError("a sampler that is declared to need no noise asked for some")
+
+
+def _starts(profile: Profile, seeds: Sequence[int], shape: Shape, variation: Variation) -> list[_Draw]:
+    """The first draw of each part, as the variation has it."""
+    drawn = (*shape[-3:-2], *(variation.size or shape[-2:]))  # (4, h, w)
+    kinds = (seeds, shape), (seeds, drawn), (variation.seeds or seeds, drawn)
+    own, base, other = ([partial(stream.draw, 0) for stream in _streams(profile, *kind)] for kind in kinds)
+    return [_Varied(*draws, variation) for draws in zip(own, base, other, strict=True)]
 
 
 def _streams(profile: Profile, seeds: Sequence[int], shape: Shape) -> list[_Stream]:

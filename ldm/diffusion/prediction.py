@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,12 +26,11 @@ class Prediction:
     evaluations keep to: nothing but the result leaves an evaluation, so one that broke off leaves no trace.
     """
 
-    def __init__(
-        self, unet: UNet, context: Tensor, vector: Tensor, *, count: int, attempt: Attempt = lambda run, again: run()
-    ) -> None:
+    def __init__(self, unet: UNet, context: Tensor, vector: Tensor, *, count: int, attempt: Attempt = lambda run, again: run()) -> None:
         weight = next(unet.parameters())
         self.unet, self.dtype, self.attempt = unet, weight.dtype, attempt
-        self.passes = count if weight.device.type == "cpu" else 1
+        self.on_cpu = weight.device.type == "cpu"
+        self.passes = count if self.on_cpu else 1
         self.repeats = count // self.passes
         self.vector = vector.to(weight) if unet.shape.vector_dim else None
         self.text = unet.prepare(context.to(weight), self.vector, []).repeat(self.repeats)
@@ -38,12 +38,26 @@ class Prediction:
         self.row_by_row = False
 
     def prepare(self, ts: Sequence[float]) -> None:
-        """The embeddings of steps to come, in one product; a step that was not announced is prepared when it comes."""
+        """The embeddings of steps to come; a step that was not announced is prepared when it comes.
+
+        In one product, but for the CPU, where its height would show: a run that is taken up again has fewer steps to come.
+        """
         new = sorted(set(ts) - set(self.steps))
         if not new:
             return
-        for t, shifts in zip(new, self.unet.shifts(self.vector, new), strict=True):
+        groups = [[t] for t in new] if self.on_cpu else [new]
+        for t, shifts in zip(new, [each for group in groups for each in self.unet.shifts(self.vector, group)], strict=True):
             self.steps[t] = replace(self.text, shifts=replace(self.text, keys=[], shifts=[shifts]).repeat(self.repeats).shifts)
+
+    def rows(self, picked: Sequence[int]) -> Prediction:
+        """The same for some of the R * count rows alone, by number, evaluated together; it prepares its own steps."""
+        alone = copy(self)
+        alone.passes, alone.repeats, alone.steps = 1, 1, {}
+        if self.vector is not None:
+            alone.vector = self.vector[[n // (self.passes * self.repeats) for n in picked]]
+        places = [n // self.passes for n in picked]  # of the text's rows, which are repeated where pictures are not evaluated one by one
+        alone.text = replace(self.text, keys=[(k[places], v[places]) for k, v in self.text.keys])
+        return alone
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         return self.attempt(partial(self._evaluate, x, t), partial(self._again, x, t))

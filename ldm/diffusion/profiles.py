@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ldm import resources
+from ldm.diffusion import names as samplers
 from ldm.errors import InputError, near_matches, shown
+
+RANGES = {"karras_rho": (1, 100)}  # of whole numbers, where not all from 0 to 2^63 - 1 are
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,23 +22,40 @@ class Profile:
     """The rules of one engine. Every field is one rule; its type says which values it can take."""
 
     name: str  # of the file it came from
-    alphas: Literal["float64", "float32", "float16"]  # precision in which the sigma table is made
-    karras_range: Literal["model", "spaced"]  # ends of karras and exponential: the table's, or those of `spacing`
+    alphas: Literal["float64", "float32", "float32-betas", "float16"]  # precision in which the sigma table is made
+    karras_range: Literal["model", "spaced", "rounded"]  # ends of karras and its kin: the table's, those of `spacing`, 0.0292 and 14.6146
+    karras_rho: int  # the exponent of karras
     spacing: Literal["linspace-log", "linspace-linear", "leading", "trailing", "legacy"]  # of the schedule "normal"
-    timestep: Literal["float", "nearest-log", "nearest-snap"]  # sigma -> t; "nearest-snap" also moves sigma
-    start_noise: Literal["sigma", "sqrt1p", "sqrt1p-if-full"]  # scale of the first x; "if-full": sqrt1p where sigma[0] is the table's last
+    whole_steps: tuple[str, ...]  # samplers whose lists divide the steps by n + 1, whose karras has the table's ends and whose t is whole
+    open_grid: tuple[str, ...]  # samplers that walk ddim_uniform's list, whatever schedule is asked for, and stop at its last sigma above 0
+    ends_low: tuple[str, ...]  # samplers whose lists end at the table's least sigma, not at 0
+    beta: Literal["timesteps", "sigmas"]  # what the Beta quantiles space: training steps, rounded, or sigma from end to end
+    kl_optimal: Literal["to-zero", "to-low"]  # n sigmas and 0, or n + 1 that end at the table's least
+    align_your_steps: Literal["n-then-zero", "last-to-zero"]  # n sigmas of the published list and 0, or n + 1 with the last made 0
+    timestep: Literal["float", "nearest-log", "nearest-snap", "by-list"]  # sigma -> t; "nearest-snap" also moves sigma; see timesteps.py
+    start_noise: Literal["sigma", "sqrt1p", "sqrt1p-if-full", "by-spacing"]  # scale of the first x; see noise.start
+    scaled: tuple[str, ...]  # samplers that work on x / sqrt(1 + sigma²): they start from unit noise there, and leave it where they stop
     rng: Literal["cpu", "philox"]  # torch's CPU generator, or CUDA's Philox made on the CPU
     batch_noise: Literal["per-image", "one-draw"]  # a generator for each image, or one draw of the first seed for the whole batch
     ancestral_rng: Literal["same-seed", "next-seed", "continued"]  # a new generator with seed or seed + 1, or the start noise's own
     ensd: int  # added to the seed for all draws after the first when "continued"; 0: not set
     brownian: Literal["per-image", "batch"]  # a path for each image, or one of the first seed for the whole batch
+    plain_noise: tuple[str, ...]  # samplers that get independent draws where others ask a Brownian path
     brownian_ends: Literal["exact", "log-trip"]  # ends of dpmpp_sde's intervals: sigma, or exp(log(sigma)) in float32
     drop_penultimate: tuple[str, ...]  # samplers whose list has one sigma more, the last but one left out
     multistep_last: Literal["multistep", "denoised"]  # lms and its kin at the step to sigma 0: their formula, or x0
+    multistep_orders: Literal["third", "second"]  # of unipc, deis and sa_solver: ComfyUI's orders and variables, or diffusers'
+    singlestep_noise: Literal["none", "ancestral"]  # of dpm_fast and dpm_adaptive: eta 0, or 1
     cfg_order: Literal["uncond-first", "cond-first"]  # rows of the batch under guidance
-    chunking: Literal["plain", "comma-20"]  # prompts beyond 75 tokens: cut there, or after a comma among the last 20
+    chunking: Literal["plain", "comma-20", "cut"]  # a prompt's tokens beyond 75: a next chunk, after a comma among the last 20, or lost
+    syntax: Literal["a1111", "comfyui", "none"]  # the language of prompts: brackets, BREAK, AND, editing; see text/language
+    weighting: Literal["interpolate-empty", "scale-mean", "none"]  # how weights act on the towers' states; see text/weighting.py
+    choices: Literal["by-seed", "literal"]  # {a|b} in prompts: one of them by the seed, or plain text
     unfollowed: tuple[str, ...]  # samplers that this engine runs by rules of its own, which are not written here yet
-    empty_negative: Literal["encode", "zeros-if-none", "zeros-if-empty"]  # what an absent or empty negative prompt becomes
+    # what an absent or empty negative, or prompt, becomes; see text/conditioning.py
+    empty_negative: Literal["encode", "zeros-if-none", "zeros-if-empty", "zeros-any", "zeros-keep-pooled", "zeros"]
+    clip_skip: Literal["ignored", "clip-l", "at-least-2", "layer", "beyond-2", "prompt-beyond-2"]  # what the option counts; see there too
+    size_defaults: Literal["picture", "original-1024", "1024"]  # what the model is told where no sizes are given
 
 
 def names() -> list[str]:
@@ -63,6 +84,7 @@ def override(profile: Profile, values: Mapping[str, Any]) -> Profile:
     return replace(profile, **{field: _checked(field, _parsed(field, text)) for field, text in values.items()})
 
 
+@cache
 def _kinds() -> dict[str, Any]:
     hints = get_type_hints(Profile)
     return {field.name: hints[field.name] for field in fields(Profile) if field.name != "name"}
@@ -96,16 +118,17 @@ def _integer(field: str, text: str) -> int:
 def _checked(field: str, value: Any) -> Any:
     """`value`, if the field's type allows it."""
     kind = _kind(field)
-    if kind is int and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+    low, high = RANGES.get(field, (0, 2**63 - 1))
+    if kind is int and isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return value
     if get_origin(kind) is tuple and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+        return tuple(samplers.sampler(item)[0] for item in value)
     if get_origin(kind) is Literal and value in get_args(kind):
         return value
-    raise InputError(f"profile field {field!r} cannot be {shown(value)}: {_remedy(kind, value)}")
+    raise InputError(f"profile field {field!r} cannot be {shown(value)}: {_remedy(kind, value, low, high)}")
 
 
-def _remedy(kind: Any, value: Any) -> str:
+def _remedy(kind: Any, value: Any, low: int, high: int) -> str:
     if get_origin(kind) is Literal:
         return near_matches(value if isinstance(value, str) else shown(value), list(get_args(kind)))
-    return "give a whole number from 0 to 2^63 - 1" if kind is int else "give a list of sampler names"
+    return f"give a whole number from {low} to {high}" if kind is int else "give a list of sampler names"

@@ -17,8 +17,13 @@ def nearest(value: float, dtype: torch.dtype = torch.float32) -> float:
 
 def midpoint(sigma: float, sigma_next: float, dtype: torch.dtype = torch.float32) -> float:
     """The geometric mean of two sigmas > 0: half way in t = -log(sigma), each operation rounded to `dtype`."""
+    return between(sigma, sigma_next, 0.5, dtype)
+
+
+def between(sigma: float, sigma_next: float, share: float, dtype: torch.dtype = torch.float32) -> float:
+    """The sigma that is `share` of the way from one to another, both > 0, in t = -log(sigma), each operation rounded to `dtype`."""
     t, t_next = _time(sigma, dtype), _time(sigma_next, dtype)
-    return float((t + (t_next - t) * 0.5).neg().exp())
+    return float((t + (t_next - t) * share).neg().exp())
 
 
 def log_trip(sigma: float) -> float:

@@ -1,9 +1,9 @@
 """Claims: of several processes that make pictures in one folder, one has a job, and a killed one has none.
 
 A claim is a locked file, `.ldm-claims/DIGEST`. The lock goes with the process, however it ends. Before a picture is written under a
-name, the claim's file tells which name and which bytes: after a kill between the picture and its line in the manifest, the next
-process finds the picture by that and writes the line, so nothing is made twice. Without locks (Windows, some network file systems)
-a folder is for one process.
+name, the claim's file tells which name and which bytes: after a kill, a loss of power or a full disk between the picture and its line
+in the manifest, the next process finds the picture by that and writes the line, so nothing is made twice. Without locks (Windows, some
+network file systems) a folder is for one process.
 """
 
 from __future__ import annotations
@@ -19,31 +19,39 @@ from pathlib import Path
 from types import TracebackType
 
 from ldm.errors import LdmError
-from ldm.files import lock
+from ldm.files import lock, make_folder, sync_folder
 from ldm.jobs.manifest import Entry, Manifest, read_entry, write_entry
 
 FOLDER = ".ldm-claims"
 _CHUNK = 2**20
+TRIES = 100  # at a folder that others remove, or that cannot be
 
 
 class Claim:
-    """The right to make one picture, until it is released; a context manager releases it."""
+    """The right to make one picture, until it is released; a context manager releases it. With descriptor -1 it is nobody's file.
+
+    `keep`: the picture is there and its line is not, so the file stays for the next process, which writes it.
+    """
 
     def __init__(self, path: Path, descriptor: int, folder: Path) -> None:
-        self.digest, self._path, self._descriptor, self._folder = path.name, path, descriptor, folder
+        self.digest, self._path, self._descriptor, self._folder, self.keep = path.name, path, descriptor, folder, False
 
-    def intending(self, entry: Entry, names: Iterator[Path]) -> Iterator[Path]:
+    def intending(self, entry: Entry, names: Iterator[Path], *, overwrite: bool = False) -> Iterator[Path]:
         """`names` without those that are taken; each is written down before it is given, with the sha256 and the size of `entry`."""
         for name in names:
-            if not os.path.lexists(name):
-                self.intend(replace(entry, digest=self.digest, path=name.relative_to(self._folder).as_posix()))
+            if overwrite or not os.path.lexists(name):
+                with contextlib.suppress(OSError):  # what is written down is for a kill: without it a picture is made all the same
+                    self.intend(replace(entry, digest=self.digest, path=name.relative_to(self._folder).as_posix()))
                 yield name
 
     def intend(self, entry: Entry) -> None:
         """Write down what is about to be put at `entry.path`."""
+        if self._descriptor < 0:
+            return
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, write_entry(entry), 0)
         os.fsync(self._descriptor)
+        sync_folder(self._path.parent)
 
     def intent(self) -> Entry | None:
         """What a process that had this claim was about to write, if it came so far."""
@@ -51,10 +59,13 @@ class Claim:
 
     def release(self) -> None:
         """Give it back, done or not."""
-        if self._descriptor >= 0:
-            self._path.unlink(missing_ok=True)  # while it is locked: who opens it now sees that it is gone
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._descriptor < 0:
+            return
+        if not self.keep:
+            with contextlib.suppress(OSError):  # it is settled later
+                self._path.unlink(missing_ok=True)  # while it is locked: who opens it now sees that it is gone
+        os.close(self._descriptor)
+        self._descriptor = -1
 
     def __enter__(self) -> Claim:
         return self
@@ -80,6 +91,7 @@ class Claims:
             return None
         try:
             self._settle(claim)
+            self._manifest.refresh()
             if self._manifest.done(digest) is None:
                 return claim
         except BaseException:
@@ -88,40 +100,62 @@ class Claims:
         claim.release()
         return None
 
+    def borrow(self, digest: str) -> Claim:
+        """The claim of a job that is made though it may be done; an empty one where another process has it, or the disk refuses."""
+        claim = None
+        try:
+            claim = self._open(digest)
+            if claim is not None:
+                self._settle(claim)
+                return claim
+        except (OSError, LdmError):
+            if claim is not None:
+                claim.release()
+        return Claim(self._claims / digest, -1, self._folder)
+
     def _open(self, digest: str, *, make: bool = True) -> Claim | None:
         path = self._claims / digest
-        while True:
-            with contextlib.suppress(FileNotFoundError):  # another process removed the empty folder meanwhile
+        for tries_left in reversed(range(TRIES)):
+            try:
                 if make:
                     self._make_folder()
                 descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if make else 0) | os.O_NOFOLLOW, 0o666)
-                held = lock(descriptor)
-                if held is not False and _same(descriptor, path):
-                    return Claim(path, descriptor, self._folder)
-                os.close(descriptor)
-                if held is False:
+            except FileNotFoundError:  # another process removed the empty folder meanwhile; or there can be none here, as in /proc
+                if not make:
                     return None
+                if not tries_left:
+                    raise
                 continue
-            if not make:
+            held = lock(descriptor)
+            if held is not False and _same(descriptor, path):
+                return Claim(path, descriptor, self._folder)
+            os.close(descriptor)
+            if held is False:
                 return None
+        return None
 
     def _make_folder(self) -> None:
         """FileNotFoundError where it was there and then was not: `mkdir` of pathlib takes that for a file in the way."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         try:
             self._claims.mkdir()
+            sync_folder(self._folder)
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(self._claims).st_mode):
                 raise
 
     def _settle(self, claim: Claim) -> None:
         """Write the line of a picture whose maker was killed before it could."""
-        self._manifest.refresh()
         intent = claim.intent()
-        if intent is None or intent.digest != claim.digest or self._manifest.done(claim.digest):
+        if intent is None or intent.digest != claim.digest:
             return
-        if not self._manifest.names(intent.path) and _holds(self._folder / intent.path, intent):
+        self._manifest.refresh()
+        if self._manifest.done(claim.digest):
+            return
+        if not self._manifest.names(intent) and _holds(self._folder / intent.path, intent):
+            claim.keep = True
             self._manifest.append(intent)
+            claim.keep = False
             self._manifest.refresh()
 
     def sweep(self) -> set[Path]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 from ldm import naming
-from ldm.diffusion import profiles
+from ldm.diffusion import names, profiles
 from ldm.errors import InputError, near_matches
-from ldm.jobs import names, seeds
 from ldm.jobs.lines import Word
 from ldm.options import KNOBS, Job, validate
+from ldm.values import typed
 
-Pair = tuple[int, int]
 ROUNDS = 1000  # the highest n_iter
 SAVED = {name for name, knob in KNOBS.items() if knob.saved}
 _PAIRS = {  # field: its halves, (height, width) or (top, left)
@@ -24,6 +23,7 @@ _PAIRS = {  # field: its halves, (height, width) or (top, left)
     "negative_original": ("nh", "nw"),
     "negative_crop": ("negative_crop_top", "negative_crop_left"),
     "negative_target": ("negative_target_height", "negative_target_width"),
+    "seed_resize": ("seed_resize_from_h", "seed_resize_from_w"),
 }
 _HALVES = {half for pair in _PAIRS.values() for half in pair}
 _LETTERS = {"n": "negative", "w": "width", "h": "height", "s": "steps", "d": "seed", "l": "cfg", "ss": "sampler", "f": "file"}
@@ -32,7 +32,6 @@ _LATER = {  # options that are understood and left out, with what they are about
     **dict.fromkeys(("g", "nl", "c"), "another kind of guidance"),
     **dict.fromkeys(("am", "cn", "ctr"), "further networks"),
     **dict.fromkeys(("glt", "glr", "gls", "gle", "dsd1", "dst1", "dsd2", "dst2", "dsr"), "sizes that change on the way"),
-    **dict.fromkeys(("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"), "variations of a seed"),
     **dict.fromkeys(("restore_faces", "tiling", "styles", "sampler_index"), "A1111's own settings"),
     **dict.fromkeys(("sd_model", "ckpt"), "a model for this line alone: choose one with --model"),
     **dict.fromkeys(("outpath_samples", "outpath_grids", "outdir", "output"), "a folder for this line alone: choose one with -o"),
@@ -42,11 +41,10 @@ _LATER = {  # options that are understood and left out, with what they are about
 
 @dataclass(frozen=True)
 class Task:
-    """A job of a prompt file. `extra`: sizes told to the model that `Job` has no fields for; `file`: the name asked for its pictures."""
+    """A job of a prompt file; `file`: the name asked for its pictures."""
 
     job: Job
     where: str  # "prompts.txt:12"
-    extra: Mapping[str, Pair] = field(default_factory=dict)
     file: str | None = None
 
 
@@ -59,11 +57,9 @@ def tasks(words: Sequence[Word], base: Job, where: str, tell: Told, *, letters: 
     rounds, numbers, file = values.pop("n_iter", 1), values.pop("seed", None), values.pop("file", None)
     if "prompt" not in values and not base.prompt:
         raise InputError("no prompt: give one in the line, or one for all lines with --prompt")
-    pairs = _pairs(values, base)
-    made = _job(base, {**values, **{name: pair for name, pair in pairs.items() if name in KNOBS}})
-    extra = {name: pair for name, pair in pairs.items() if name not in KNOBS}
+    made = _job(base, values | _whole_pairs(values, base))
     for job in _seeded(made, numbers, rounds, "batch" in values):
-        yield Task(job, where, extra, file)
+        yield Task(job, where, file)
 
 
 def _values(words: Sequence[Word], tell: Told, letters: bool) -> dict[str, Any]:
@@ -113,11 +109,10 @@ def _known() -> dict[str, str]:
 
 def _value(name: str, value: Any) -> Any:
     """What a word says; ValueError tells what should stand there instead."""
-    if name == "seed":
-        return _seeds(value)
-    if name in _PAIRS:
-        own = KNOBS[name].parse if name in KNOBS else None
-        return own(value) if own and isinstance(value, str) else _pair(value)
+    if name == "seed" and isinstance(value, list):
+        value = ",".join(map(str, value)) if all(type(each) is int for each in value) else _wrong("whole numbers, or text such as 1,2,5-9")
+    if name in _PAIRS and isinstance(value, list):
+        return _pair(name, value)
     if name == "n_iter":
         return _rounds(value)
     if name == "file":
@@ -136,33 +131,17 @@ def _wrong(what: str) -> Any:
     raise ValueError(what)
 
 
-def _seeds(value: Any) -> Any:
-    if isinstance(value, str):
-        return seeds.parse(value)
-    if isinstance(value, list):
-        whole = all(type(each) is int for each in value)
-        return seeds.parse(",".join(map(str, value))) if whole and value else _wrong("whole numbers, or text such as 1,2,5-9")
-    return value
+def _pair(name: str, value: list[Any]) -> Any:
+    """A size or a corner as records have it."""
+    try:
+        return typed(value, get_type_hints(Job)[name])
+    except TypeError:
+        return _wrong("two whole numbers, height and width or top and left")
 
 
 def _rounds(value: Any) -> int:
     count = int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 9 else value
     return count if type(count) is int and 1 <= count <= ROUNDS else _wrong(f"a whole number from 1 to {ROUNDS}")
-
-
-def _pair(value: Any) -> Pair | None:
-    """[height, width] of a record, or "height,width"."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if parts is None:
-        return None
-    if not isinstance(parts, list | tuple) or len(parts) != 2:
-        _wrong("two whole numbers, height and width or top and left")
-    first, second = (_half(int(part) if isinstance(part, str) and part.strip().isdecimal() and len(part) < 9 else part) for part in parts)
-    return first, second
-
-
-def _half(value: Any) -> int:
-    return value if type(value) is int and 0 <= value <= 65536 else _wrong("a whole number from 0 to 65536")
 
 
 def _overrides(value: Any) -> dict[str, str]:
@@ -173,26 +152,18 @@ def _overrides(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-def _pairs(values: dict[str, Any], base: Job) -> dict[str, Pair]:
-    """The sizes told to the model, taken out of `values`; the half that is not given is the picture's own size, or a crop of 0."""
-    found = {name: values.pop(name) for name in _PAIRS if name in values}
+def _whole_pairs(values: dict[str, Any], base: Job) -> dict[str, Any]:
+    """The sizes of which halves are given, taken out of `values`; the other half is the picture's own size, or a crop of 0."""
+    found: dict[str, Any] = {}
     for name, halves in _PAIRS.items():
         given = [values.pop(half, None) for half in halves]
-        if given == [None, None]:
+        if given == [None, None] or (name == "seed_resize" and any(each in (None, 0, -1) for each in given)):  # A1111's for none
             continue
         own = (0, 0) if "crop" in name else (values.get("height", base.height), values.get("width", base.width))
-        whole = [each if each is not None else other for each, other in zip(given, own, strict=True)]
-        if None in whole:
+        found[name] = tuple(each if each is not None else other for each, other in zip(given, own, strict=True))
+        if None in found[name]:
             raise InputError(f"{name} has one half alone: give --{halves[0]} and --{halves[1]}, or the picture's height and width")
-        found[name] = (_half_of(name, whole[0]), _half_of(name, whole[1]))
-    return {name: pair for name, pair in found.items() if pair is not None}
-
-
-def _half_of(name: str, value: Any) -> int:
-    try:
-        return _half(value)
-    except ValueError as error:
-        raise InputError(f"{name} {value!r} is not acceptable: give {error}") from None
+    return found
 
 
 def _job(base: Job, values: Mapping[str, Any]) -> Job:
@@ -214,14 +185,15 @@ def _check_profile(name: str, overrides: tuple[tuple[str, str], ...]) -> None:
 
 def _seeded(job: Job, numbers: Any, rounds: int, counted: bool) -> Iterator[Job]:
     """A job for each seed of a list; otherwise one for each round, whose seeds go on where the last ended."""
-    if isinstance(numbers, list) and len(numbers) > 1:
+    if isinstance(numbers, tuple) and len(numbers) > 1:
         if counted or rounds > 1:
             raise InputError("a list of seeds says how many pictures there are: leave the batch and n_iter out")
+        validate(replace(job, seed=max(numbers), batch=1))
         yield from (replace(job, seed=seed, batch=1) for seed in numbers)
         return
-    seed = numbers[0] if isinstance(numbers, list) else job.seed if numbers is None else numbers
+    seed = numbers[0] if isinstance(numbers, tuple) else job.seed if numbers is None else numbers
     validate(replace(job, seed=seed))
-    if seed is None or seed == seeds.RANDOM:
+    if seed in (None, -1):  # drawn when the picture is made
         yield from [replace(job, seed=seed)] * rounds
         return
     validate(replace(job, seed=seed + (rounds - 1) * job.batch))

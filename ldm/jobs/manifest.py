@@ -19,8 +19,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldm.errors import LdmError
-from ldm.files import lock, sync_folder
-from ldm.options import KNOBS, Job, validate
+from ldm.files import lock, make_folder, sync_folder
+from ldm.options import KNOBS, SEEDS, Job, validate
 
 NAME = "manifest.jsonl"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
@@ -53,7 +53,7 @@ def digest(job: Job, model: str, index: int = 0, extra: Mapping[str, Any] | None
     job = validate(job)
     made = {name: getattr(job, name) for name, knob in KNOBS.items() if knob.saved}
     made["cfg"] = None if job.cfg is None else float(job.cfg)
-    made["seed"] = None if job.seed == -1 else job.seed
+    made |= {name: None if made[name] == -1 else made[name] for name in SEEDS}
     made["overrides"] = dict(job.overrides or {})
     whole = {**made, **(extra or {}), "model": model, "index": index}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()
@@ -103,7 +103,7 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.folder, self.path, self.damaged = folder, folder / NAME, 0
         self._entries: dict[str, Entry] = {}
-        self._paths: set[str] = set()
+        self._held: dict[str, str] = {}  # path: sha256
         self._place, self._file = 0, (0, 0)
         self.refresh()
 
@@ -125,7 +125,7 @@ class Manifest:
     def _follow(self, info: os.stat_result) -> None:
         """Begin again when another file has taken the place of the one that was read, or it was cut."""
         if (info.st_dev, info.st_ino) != self._file or info.st_size < self._place:
-            self._entries, self._paths, self._place, self.damaged = {}, set(), 0, 0
+            self._entries, self._held, self._place, self.damaged = {}, {}, 0, 0
             self._file = (info.st_dev, info.st_ino)
 
     def _take(self, line: bytes) -> None:
@@ -134,7 +134,7 @@ class Manifest:
             self.damaged += line != b""
         elif entry.state == DONE:
             self._entries[entry.digest] = entry
-            self._paths.add(entry.path)
+            self._held[entry.path] = entry.sha256
 
     def done(self, digest: str) -> Entry | None:
         """The entry of a picture that is done, and whose file is still there in its whole length."""
@@ -146,14 +146,14 @@ class Manifest:
         except OSError:
             return None
 
-    def names(self, path: str) -> bool:
-        """Whether an entry that is done has this path."""
-        return path in self._paths
+    def names(self, made: Entry) -> bool:
+        """Whether the last entry with this path is of the same bytes: the picture there is then known."""
+        return self._held.get(made.path) == made.sha256
 
     def append(self, entry: Entry) -> None:
         """Write a line to the disk; LdmError where the disk refuses, with nothing half written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             fresh = not self.path.exists()
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             try:

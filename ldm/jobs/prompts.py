@@ -17,8 +17,8 @@ from ldm.errors import InputError
 from ldm.jobs import lines, records
 from ldm.jobs.fields import Task, tasks
 from ldm.jobs.lines import Word
-from ldm.jobs.seeds import MOST
 from ldm.options import Job
+from ldm.values import MOST_SEEDS
 
 LIMIT = 32 * 2**20  # bytes of a prompt file
 MOST_WRONG = 100  # lines, after which no more are looked at
@@ -72,8 +72,8 @@ def parse(content: bytes, name: str, kind: str | None, base: Job) -> Sheet:
             sheet.tasks += tasks(words, base, where, tell, letters=kind == "text") if words else ()
         except InputError as error:
             wrong.append(InputError(f"{where}: {error}"))
-        if len(sheet.tasks) > MOST:
-            raise InputError(f"{where}: more than {MOST} jobs: give fewer, or several files")
+        if len(sheet.tasks) > MOST_SEEDS:
+            raise InputError(f"{where}: more than {MOST_SEEDS:,} jobs: give fewer, or several files")
         if len(wrong) == MOST_WRONG:
             break
     _refuse(wrong, name, sheet)

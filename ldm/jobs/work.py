@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ldm.files import write_atomic
@@ -17,7 +18,7 @@ from ldm.jobs import leftovers
 from ldm.jobs.claims import Claim, Claims
 from ldm.jobs.manifest import FAILED, Entry, Manifest
 
-Put = Callable[[Iterator[Path], Callable[[Path], Path]], Path]  # (names, save): save under the first name that is free
+Put = Callable[[Iterator[Path], Callable[..., Path]], Path]  # (names, save): save under the first name that is free
 
 
 class Room:
@@ -49,22 +50,33 @@ class Room:
         """The claim of one picture; None where it is done or another living process has it."""
         return None if self.manifest.done(digest) else self._claims.take(digest)
 
+    def borrow(self, digest: str) -> Claim:
+        """The claim of one picture that is made whether it is done or not; see `Claims.borrow`."""
+        return self._claims.borrow(digest)
+
+    def tidy(self) -> None:
+        """Remove the folder of the claims, unless others are at work or a line is missing."""
+        self._claims.tidy()
+
     def put(
         self, claim: Claim, content: bytes, names: Iterator[Path], *, seed: int, put: Put, index: int = 0,
-        timings: Mapping[str, float] | None = None, write: Callable[[Path], Path] | None = None,
+        timings: Mapping[str, float] | None = None, write: Callable[..., Path] | None = None, overwrite: bool = False,
     ) -> Entry:  # fmt: skip
         """Write a picture under the first free of `names`, all in the folder, then its line; `put` deals with the disk's refusals.
 
-        `write(path)` is given where more than `content` is to be written.
+        `write(path)` is given where more than `content` is to be written, or a file may be replaced. Where the line cannot be written,
+        LdmError is raised, and the claim stays on the disk: the next process finds the picture by it.
         """
         entry = Entry(claim.digest, seed, "", hashlib.sha256(content).hexdigest(), len(content), index=index, timings=timings or {})
 
         def save(path: Path) -> Path:
             return write_atomic(path, lambda file: file.write(content), overwrite=False)
 
-        path = put(claim.intending(entry, names), write or save)
-        made = Entry(**{**vars(entry), "path": path.relative_to(self.folder).as_posix()})
+        path = put(claim.intending(entry, names, overwrite=overwrite), write or save)
+        made = replace(entry, path=path.relative_to(self.folder).as_posix())
+        claim.keep = True
         self.manifest.append(made)
+        claim.keep = False
         return made
 
     def fail(self, claim: Claim, seed: int) -> None:

@@ -15,27 +15,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ldm.diffusion import names
 from ldm.errors import InputError
 from ldm.metadata import LIMIT, PARAMETERS
-from ldm.metadata.native import Record
+from ldm.options import Job, alone
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
+    from ldm.metadata.native import Record
 
 KEY = PARAMETERS
-SAMPLERS = {
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "ddim": "DDIM",
-}
-SCHEDULES = {"karras": "Karras", "exponential": "Exponential", "normal": "Uniform", "sgm_uniform": "SGM Uniform", "simple": "Simple"}
 RNGS = {"cpu": "CPU", "philox": "NV"}
 _NEGATIVE = "Negative prompt:"
 _NAME = re.compile(r"\w[\w \-/]+")
@@ -55,11 +46,12 @@ def from_record(record: Record, profile: Profile | None = None) -> Infotext:
     job = record.job
     settings = {
         "Steps": job.steps,
-        "Sampler": SAMPLERS.get(job.sampler or "", job.sampler),
-        "Schedule type": SCHEDULES.get(job.schedule or "", job.schedule),
+        "Sampler": names.a1111_sampler(job.sampler),
+        "Schedule type": names.a1111_schedule(job.schedule),
         "CFG scale": job.cfg,
         "Seed": record.seed,
         "Size": f"{job.width}x{job.height}",
+        **_variation(alone(job, record.index)),
         "Model hash": record.model_sha256[:10] if record.model_sha256 else None,
         "Model": record.model.removesuffix(".safetensors"),  # a model's name without its suffix, a VAE's with it: the dialect's custom
         "VAE": record.vae,
@@ -68,7 +60,22 @@ def from_record(record: Record, profile: Profile | None = None) -> Infotext:
         "Stopped at": record.stopped_at,
         "Version": f"ldm {record.version}",
     }
-    return Infotext(job.prompt, job.negative or "", {name: str(value) for name, value in settings.items() if value is not None})
+    from ldm.text import script
+
+    prompt, negative = (job.prompt, job.negative or "") if profile is None else script.words(job, profile, record.index)
+    return Infotext(prompt, negative, {name: str(value) for name, value in settings.items() if value is not None})
+
+
+def _variation(job: Job) -> dict[str, Any]:
+    """What is said of a picture whose first noise is not that of its seed alone, or whose text is read at another layer."""
+    varied = job.subseed_strength > 0
+    resized = None if job.seed_resize is None else f"{job.seed_resize[1]}x{job.seed_resize[0]}"
+    return {
+        "Clip skip": job.clip_skip or None,
+        "Variation seed": job.subseed if varied else None,
+        "Variation seed strength": job.subseed_strength if varied else None,
+        "Seed resize from": resized,
+    }
 
 
 def write(info: Infotext) -> str:

@@ -7,10 +7,11 @@ and what is damaged becomes a note.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
+from ldm.checkpoint.foreign import picture_format
 from ldm.metadata import png
 from ldm.metadata.boxes import find as find_boxes
 
@@ -65,25 +66,15 @@ class Container:
 def find(file: BinaryIO) -> Container:
     """Walk `file`. Raises ValueError, saying what it is, where it is none of the four or states no size."""
     head = file.read(16)
-    walk = _walker(head)
-    if walk is None:
+    kind = picture_format(head)
+    if kind is None:
         unknown = "no known format" if head else "empty"
         raise ValueError(next((name for start, name in _OTHER.items() if head.startswith(start)), unknown))
     file.seek(0)
-    found = walk(file)
+    found = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp, "AVIF": _avif}[kind](file)
     if min(found.size) < 1:
         raise ValueError(f"a {found.format} whose header is damaged")
     return found
-
-
-def _walker(head: bytes) -> Callable[[BinaryIO], Container] | None:
-    if head.startswith(png.SIGNATURE):
-        return _png
-    if head.startswith(b"\xff\xd8\xff"):
-        return _jpeg
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return _webp
-    return _avif if head[4:8] == b"ftyp" else None
 
 
 def _parts(file: BinaryIO, start: int, order: str) -> Iterator[tuple[bytes, int]]:

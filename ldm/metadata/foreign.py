@@ -3,11 +3,13 @@
 ldm       the chunk `ldm` (native.py)                 a1111, sd.cpp  `parameters` in A1111's lines (a1111.py)
 swarmui   `parameters`: {"sui_image_params": {...}}    invokeai       `invokeai_metadata`, before it `sd-metadata`: an object
 comfyui   `prompt`: the graph of nodes, by their ids   novelai        Software NovelAI, `Comment`: an object
+forge     as a1111, by its versions f2.0.1...          fooocus        `parameters` with `fooocus_scheme`: an object, or A1111's lines
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +36,25 @@ _INVOKE = {
     "seed": "Seed",
     "clip_skip": "Clip skip",
     "strength": "Denoising strength",
+    "positive_style_prompt": "Second prompt",
+    "negative_style_prompt": "Second negative",
     "app_version": "Version",
+}
+_FOOOCUS = {
+    "steps": "Steps",
+    "sampler": "Sampler",
+    "scheduler": "Schedule type",
+    "guidance_scale": "CFG scale",
+    "seed": "Seed",
+    "base_model": "Model",
+    "base_model_hash": "Model hash",
+    "vae": "VAE",
+    "clip_skip": "Clip skip",
+    "refiner": "Refiner",
+    "styles": "Styles",
+    "sharpness": "Sharpness",
+    "adaptive_cfg": "Adaptive CFG",
+    "version": "Version",
 }
 _NOVEL = {
     "steps": "Steps",
@@ -56,7 +76,7 @@ class Reading:
 
 def read(texts: Mapping[str, str]) -> Reading:
     """What the texts of a file say. Never raises."""
-    for kind in (_ours, _invoke, _parameters, _comfy, _novel):
+    for kind in (_ours, _invoke, _fooocus, _parameters, _comfy, _novel):
         reading = kind(texts)
         if reading is not None:
             return reading
@@ -81,8 +101,23 @@ def _parameters(texts: Mapping[str, str]) -> Reading | None:
         return None
     if not info.settings:
         return None
-    version = info.settings.get("Version", "")
-    return Reading("ldm" if version.startswith("ldm ") else "sd.cpp" if "stable-diffusion.cpp" in version else "a1111", info)
+    return Reading(_program(info.settings.get("Version", "")), info)
+
+
+def _program(version: str) -> str:
+    """Which of those that write A1111's lines."""
+    marks = {"ldm ": "ldm", "stable-diffusion.cpp": "sd.cpp", "Fooocus": "fooocus", "f": "forge"}
+    return next((program for mark, program in marks.items() if version.startswith(mark)), "a1111")
+
+
+def _fooocus(texts: Mapping[str, str]) -> Reading | None:
+    """Its own scheme, whose size is the text "(1024, 1024)"; a prompt as typed stands before the one that its styles made of it."""
+    said = _object(texts.get("parameters", ""))
+    if "fooocus_scheme" not in texts or not said:
+        return None
+    sides = re.fullmatch(r"\(([0-9]{1,5}), ([0-9]{1,5})\)", _text(said.get("resolution")))
+    size = {"width": sides[1], "height": sides[2]} if sides else {}
+    return Reading("fooocus", Infotext(_text(said.get("prompt")), _text(said.get("negative_prompt")), _named(said | size, _FOOOCUS)))
 
 
 def _invoke(texts: Mapping[str, str]) -> Reading | None:

@@ -41,6 +41,7 @@ class Record:
     version: str  # ldm's version
     stopped_at: int | None = None  # the step after which the run was stopped
     model_sha256: str | None = None  # of the whole file
+    vae_dtype: str | None = None  # in which the VAE decoded this picture
 
 
 def write(record: Record) -> str:

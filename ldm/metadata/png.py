@@ -7,7 +7,6 @@ import zlib
 
 from ldm.errors import InputError
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP = "XML:com.adobe.xmp"
 LIMIT = 16 * 2**20  # bytes of one text that is read, unpacked
 _KEY = re.compile(r"[!-~\xa1-\xff]( ?[!-~\xa1-\xff]){0,78}")  # no space at the ends, none doubled

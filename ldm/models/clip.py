@@ -5,6 +5,7 @@ Source: Radford et al. 2021; generative-models `sgm/modules/encoders/modules.py`
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from ldm.ops.linear import Linear, linear
 
 
 class TextOutput(NamedTuple):
-    penultimate: Tensor  # (B, 77, W): after the last layer but one, without the final norm: SDXL's context
+    penultimate: Tensor  # (B, 77, W): after the last layer but one, or the one asked for, without the final norm: SDXL's context
     last: Tensor  # (B, 77, W): after the last layer, without the final norm
     pooled: Tensor | None  # (B, P): final norm at the first end token, projected
 
@@ -34,8 +35,9 @@ class CLIPText(nn.Module):
         if self.text_projection is not None and not self.text_projection.is_meta:
             nn.init.normal_(self.text_projection, std=shape.width**-0.5)
 
-    def forward(self, ids: Tensor) -> TextOutput:
-        penultimate, last = self.text_model(ids)
+    def forward(self, ids: Tensor, depth: int = 2) -> TextOutput:
+        """`depth`: which state is the context, counted from the end; 1 is that after the last layer."""
+        penultimate, last = self.text_model(ids, depth)
         return TextOutput(penultimate, last, self._pool(ids, last))
 
     def _pool(self, ids: Tensor, last: Tensor) -> Tensor | None:
@@ -54,11 +56,11 @@ class TextModel(nn.Module):
         self.encoder = Encoder(shape)
         self.final_layer_norm = nn.LayerNorm(shape.width, eps=1e-5)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        h = penultimate = self.embeddings(ids)  # (B, 77, W)
+    def forward(self, ids: Tensor, depth: int = 2) -> tuple[Tensor, Tensor]:
+        states = deque([self.embeddings(ids)], maxlen=depth)  # (B, 77, W) each
         for layer in self.encoder.layers:
-            penultimate, h = h, layer(h)
-        return penultimate, h
+            states.append(layer(states[-1]))
+        return states[0], states[-1]
 
 
 class Embeddings(nn.Module):

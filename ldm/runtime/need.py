@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,9 +19,10 @@ from ldm.models.unet import UNet
 from ldm.models.vae import VAE
 from ldm.options import Job
 from ldm.runtime.tracking import Tracker
-from ldm.text import prompt
+from ldm.text import prompt, script
 from ldm.text.conditioning import CHUNKS_AT_ONCE
-from ldm.text.prompt import LENGTH
+from ldm.text.course import common_length
+from ldm.text.tokenizer import LENGTH
 
 # On the CPU more is resident than tensors hold: glibc keeps what was freed below its mapping threshold, and the libraries their code.
 # Measured as the peak of a fresh process's resident memory, torch 2.15, one thread: `python -m scripts.needs`, docs/reliability.md.
@@ -45,9 +45,14 @@ class Plan:
     vae_dtype: torch.dtype
     device: str = "cpu"
     chunks: int = 1  # of 77 tokens
+    batch: int = 1  # pictures among the rows
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.height} in {name_of(self.dtype)}"
+        return f"{self.width}x{self.height} in {name_of(self.dtype)}" + (f" in a batch of {self.batch}" if self.batch > 1 else "")
+
+    def of(self, batch: int) -> Plan:
+        """The same with fewer pictures at once."""
+        return replace(self, rows=self.rows // self.batch * batch, batch=batch)
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,16 @@ class Need:
 def plan_of(
     job: Job, rules: Profile, family: Family, *, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype
 ) -> Plan:
-    """The plan of a finished job. On the CPU every picture is evaluated alone, elsewhere all at once."""
-    guided = job.cfg != 1
-    texts = (job.prompt, job.negative or "") if guided else (job.prompt,)
-    counts = [len(prompt.tower_ids([text], [0], rules.chunking)[0]) for text in texts]
-    rows = (2 if guided else 1) * (1 if device.type == "cpu" else job.batch)
-    sides = int(job.width or 0), int(job.height or 0)
-    return Plan(family, *sides, rows, dtype, vae_dtype, str(device), math.lcm(*counts))
+    """The plan of a finished job. On the CPU every picture is evaluated alone, elsewhere all at once.
+
+    Raises InputError where prompt and negative together are too long.
+    """
+    told, away = script.of(job, rules)
+    parts = [*told, *(away or ())]
+    lengths = [max(prompt.length(texts, rules) for texts in part.texts) * LENGTH for part in parts]
+    chunks = common_length(lengths) // LENGTH
+    sides, batch = (int(job.width or 0), int(job.height or 0)), 1 if device.type == "cpu" else job.batch
+    return Plan(family, *sides, len(parts) * batch, dtype, vae_dtype, str(device), chunks, batch)
 
 
 def need(plan: Plan) -> Need:
@@ -184,18 +192,19 @@ def check_run(plan: Plan) -> None:
 
 
 def _advice(plan: Plan, free: int | None, amount: Callable[[Plan], int], half: bool = True) -> str:
-    """The first change that fits: half precision, the largest smaller picture, then both."""
+    """The first change that fits: a smaller batch, half precision, both; then the largest smaller picture, one at a time."""
     starts = [plan, replace(plan, dtype=torch.bfloat16)] if half and plan.dtype == torch.float32 else [plan]
-    for each in [*starts[1:], *(_largest(start, free, amount) for start in starts)]:
+    batches = [[start.of(k) for k in range(1, start.batch)] for start in starts]
+    changes = [*batches[:1], *([start] for start in starts[1:]), *batches[1:], *(_smaller(start.of(1)) for start in starts)]
+    for each in (_largest(choice, free, amount) for choice in changes if choice):
         if fits(amount(each), free):
             return f"take {_change(plan, each)} ({size(amount(each))}), or close other programs"
     return f"close other programs or take another machine: even {each} needs {size(amount(each))}"
 
 
-def _largest(plan: Plan, free: int | None, amount: Callable[[Plan], int]) -> Plan:
-    """The largest of the smaller pictures that fits, or the smallest of all."""
-    sizes = _smaller(plan)
-    return sizes[max(bisect_left(sizes, True, key=lambda each: not fits(amount(each), free)) - 1, 0)]
+def _largest(plans: Sequence[Plan], free: int | None, amount: Callable[[Plan], int]) -> Plan:
+    """The last of the growing plans that fits, or the first."""
+    return plans[max(bisect_left(plans, True, key=lambda each: not fits(amount(each), free)) - 1, 0)]
 
 
 def _smaller(plan: Plan) -> Sequence[Plan]:
@@ -205,6 +214,7 @@ def _smaller(plan: Plan) -> Sequence[Plan]:
 
 
 def _change(plan: Plan, other: Plan) -> str:
-    words = [f"dtype {name_of(other.dtype)}"] if other.dtype != plan.dtype else []
+    words = [f"batch {other.batch}"] if other.batch != plan.batch else []
+    words += [f"dtype {name_of(other.dtype)}"] if other.dtype != plan.dtype else []
     words += [f"width {other.width} and height {other.height}"] if (other.width, other.height) != (plan.width, plan.height) else []
     return " and ".join(words)

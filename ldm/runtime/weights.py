@@ -31,7 +31,7 @@ def read_weights(
     parts = family_parts(family, unet=unet, vae=autoencoder, towers=towers, dtype=place.dtype, vae_dtype=place.vae_dtype)
     sources: list[Source] = [(header, parts, ())] if vae is None else _apart(header, parts, autoencoder, vae)
     for file, _, _ in sources if verified else ():
-        _verify(file)
+        _verify(file, progress)
     for source in sources:
         _fill(*source, place.device, progress)
     return unet, autoencoder, towers
@@ -44,9 +44,9 @@ def _apart(header: Header, parts: Sequence[Part], autoencoder: VAE, vae: Header)
     return [(header, [part for part in parts if part is not inside], [inside.prefix]), (vae, alone, OTHERS)]
 
 
-def _verify(header: Header) -> None:
+def _verify(header: Header, progress: Progress | None) -> None:
     """Raises FileError where the file's sha256 differs from the known one."""
-    if verify(header) is None:
+    if verify(header, progress and (lambda count: progress(count, header.size))) is None:
         note(f"{header.path.name}: no sha256 of this file is known: it is loaded as it is")
 
 

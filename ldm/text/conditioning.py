@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ldm.errors import InputError
-from ldm.limits import LIMITS
 from ldm.ops.embedding import sinusoid
-from ldm.text.prompt import LENGTH
+from ldm.text.tokenizer import padded
+from ldm.text.weighting import Weighting, weigh
 
 if TYPE_CHECKING:
     from ldm.models.clip import CLIPText, TextOutput
     from ldm.models.shapes import Family
+    from ldm.options import Job
+    from ldm.text.prompt import TowerText
 
 AESTHETIC = 6.0  # the refiner's score for the prompt; generative-models `sgm/inference/api.py`
 AESTHETIC_NEGATIVE = 2.5  # and for the negative
+SQUARE = (1024, 1024)
 CHUNKS_AT_ONCE = 16  # bounds the towers' memory where a prompt is very long
-MOST_CHUNKS = int(LIMITS["prompt"].high) // (LENGTH - 2) + 1  # what one prompt can be at a token a character
 
-EmptyNegative = Literal["encode", "zeros-if-none", "zeros-if-empty", "zeros"]
+EmptyNegative = Literal["encode", "zeros-if-none", "zeros-if-empty", "zeros-any", "zeros-keep-pooled", "zeros"]
 Pair = tuple[float, float]
 
 
@@ -59,33 +59,84 @@ def size_numbers(
     return [float(number) for name in names for number in values[name]]
 
 
+def sizes_told(job: Job, rule: str = "picture") -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a finished job tells the model of sizes, for the prompt and for the negative; the words are those of `size_numbers`.
+
+    `rule`: what is told where a size is not given, the picture's own, or 1024 for the original (generative-models), or for both (InvokeAI).
+    """
+    size = (int(job.height or 0), int(job.width or 0))
+    original = job.original or (size if rule == "picture" else SQUARE)
+    target = job.target or (SQUARE if rule == "1024" else size)
+    told: dict[str, Any] = {"size": size, "original": original, "crop": job.crop or (0, 0), "target": target}
+    apart = {"original": job.negative_original, "crop": job.negative_crop, "target": job.negative_target}
+    given = {name: pair for name, pair in apart.items() if pair is not None}
+    return told, {**told, **given, "aesthetic": AESTHETIC_NEGATIVE}
+
+
 def encode(
     towers: Sequence[CLIPText],
     family: Family,
-    ids: Sequence[Sequence[Sequence[int]]],
+    texts: Sequence[Sequence[TowerText]],
     numbers: Sequence[float],
+    *,
+    times: Sequence[int] = (1,),
+    weighting: Weighting = "none",
+    depths: Pair = (2, 2),
     at_once: int = CHUNKS_AT_ONCE,
-) -> Conditioning:
-    """Ids (n, 77) of one prompt for each tower, and its numbers -> context (1, 77n, D) and vector (1, V).
+) -> list[Conditioning]:
+    """What each tower reads of each text, and the numbers of all -> context (1, 77n, D) and vector (1, V) of each text.
 
-    Context: the layer before the last, without the final norm, towers side by side on the features, chunks one after the other. Vector:
-    what the last tower pools of the first chunk, then the numbers' Fourier features. Prompts are never encoded together, so that none
-    depends on another; `at_once` chunks of one go through a tower together.
+    Context: the layer before the last (or those of `depths`), without the final norm, weighted, towers side by side on the features, chunks
+    one after the other. Vector: what the last tower pools of the first chunk, without weights, then the numbers' Fourier features. Texts
+    are the forms of one prompt that changes on the way, each in `times` stretches of it: they meet in nothing but the mean of `weighting`.
+    `at_once` chunks of one text go through a tower together.
     """
-    hidden, pooled = zip(*(_run(tower, chunks, at_once) for tower, chunks in zip(towers, ids, strict=True)), strict=True)
-    context = torch.cat(hidden, -1).flatten(0, 1)[None]  # (n, 77, D) -> (1, 77n, D)
-    if pooled[-1] is None or not family.numbers:
+    read = [int(depths[bool(at) or len(towers) == 1]) for at in range(len(towers))]  # a tower alone is not CLIP-L
+    sides = [
+        _of_tower(tower, [each[k] for each in texts], times, weighting, depth, at_once)
+        for k, (tower, depth) in enumerate(zip(towers, read, strict=True))
+    ]
+    return [_joined(side, family, numbers) for side in zip(*sides, strict=True)]
+
+
+def _of_tower(
+    tower: CLIPText, texts: Sequence[TowerText], times: Sequence[int], weighting: Weighting, depth: int, at_once: int
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Hidden states (n, 77, W), weighted, and what is pooled of the first chunk (1, P), of each text."""
+    hidden, pooled = zip(*(_run(tower, text.ids, at_once, depth) for text in texts), strict=True)
+    weights = [torch.tensor(text.weights, device=hidden[0].device) for text in texts]
+    done = weigh(hidden, weights, times, weighting, lambda: _run(tower, [padded([], tower.shape.pad_token)], 1, depth)[0])
+    return list(zip(done, pooled, strict=True))
+
+
+def _joined(sides: Sequence[tuple[Tensor, Tensor | None]], family: Family, numbers: Sequence[float]) -> Conditioning:
+    context = torch.cat([hidden for hidden, _ in sides], -1).flatten(0, 1)[None]  # (n, 77, D) -> (1, 77n, D)
+    pooled = sides[-1][1]
+    if pooled is None or not family.numbers:
         return Conditioning(context, context.new_zeros(1, 0))
     features = fourier(torch.tensor([numbers]), family.size_embedding)  # on the CPU: the same bits for every device
-    return Conditioning(context, torch.cat([pooled[-1], features.to(context.device)], -1))
+    return Conditioning(context, torch.cat([pooled, features.to(context.device)], -1))
 
 
-def _run(tower: CLIPText, chunks: Sequence[Sequence[int]], at_once: int) -> tuple[Tensor, Tensor | None]:
+def _run(tower: CLIPText, chunks: Sequence[Sequence[int]], at_once: int, depth: int) -> tuple[Tensor, Tensor | None]:
     """(n, 77) ids -> hidden states (n, 77, W) and what is pooled of the first chunk (1, P), float32; a few chunks at a time."""
     device = next(tower.parameters()).device
-    parts: list[TextOutput] = [tower(part) for part in torch.split(torch.tensor(chunks, device=device), at_once)]
+    parts: list[TextOutput] = [tower(part, depth) for part in torch.split(torch.tensor(chunks, device=device), at_once)]
     pooled = parts[0].pooled
     return torch.cat([part.penultimate for part in parts]).float(), None if pooled is None else pooled[:1].float()
+
+
+def depths(rule: str, skip: int | None, *, negative: bool = False) -> tuple[int, int]:
+    """Which state of CLIP-L, and of the other towers, is read, counted from the end, by a profile's `clip_skip`; 2 unless asked.
+
+    "layer": that state (ComfyUI's CLIPSetLastLayer). "at-least-2": not the last (Forge). "beyond-2": so many more are left out (InvokeAI),
+    "prompt-beyond-2": of the prompt alone (diffusers). "clip-l": of that tower alone, "ignored": of none (stable-diffusion-webui, with and
+    without its option sdxl_clip_l_skip).
+    """
+    if not skip or rule == "ignored" or (negative and rule == "prompt-beyond-2"):
+        return 2, 2
+    read = {"layer": skip, "clip-l": skip, "at-least-2": max(skip, 2)}.get(rule, skip + 2)
+    return read, 2 if rule == "clip-l" else read
 
 
 def decide_zero(rule: EmptyNegative, negative: str | None) -> bool:
@@ -93,43 +144,17 @@ def decide_zero(rule: EmptyNegative, negative: str | None) -> bool:
 
     "encode": never (ComfyUI). "zeros-if-none": an empty text is encoded (diffusers). "zeros-if-empty": none or "", but not spaces
     (stable-diffusion-webui). "zeros": always, so that a negative text has no effect (generative-models' base).
+    "zeros-any": any empty text, the prompt's too (InvokeAI). "zeros-keep-pooled": none or "", and what is pooled stays
+    (stable-diffusion.cpp).
     """
-    return {"encode": False, "zeros-if-none": negative is None, "zeros-if-empty": not negative, "zeros": True}[rule]
+    return rule == "zeros" or (negative is None if rule == "zeros-if-none" else rule != "encode" and not negative)
 
 
-def zeroed(cond: Conditioning, family: Family) -> Conditioning:
-    """Without its text: context and the pooled part of the vector are zeros, the numbers stay.
+def zeroed(cond: Conditioning, family: Family, *, pooled: bool = True) -> Conditioning:
+    """Without its text: context and, where `pooled`, that part of the vector are zeros, the numbers stay.
 
     Source: generative-models `sgm/modules/encoders/modules.py`, force_zero_embeddings.
     """
     vector = cond.vector.clone()
-    vector[:, : family.towers[-1].projection] = 0
+    vector[:, : family.towers[-1].projection if pooled else 0] = 0
     return replace(cond, context=torch.zeros_like(cond.context), vector=vector)
-
-
-def rows(cond: Conditioning, uncond: Conditioning | None, cfg: float, pictures: int, order: str) -> tuple[Conditioning, int]:
-    """The rows that guidance asks for, in its order, and how many pictures each serves. Raises InputError where they do not fit."""
-    if uncond is None and cfg != 1:
-        raise InputError(f"cfg {cfg} needs what it leads away from: give uncond, or cfg 1")
-    both = [cond] if uncond is None else [uncond, cond] if order == "uncond-first" else [cond, uncond]
-    counts = [each.context.shape[0] for each in both]
-    if pictures % max(counts) or not set(counts) <= {1, max(counts)}:
-        raise InputError(f"{pictures} pictures with conditioning of {counts} rows: give 1 row, or one a picture")
-    wide = [(each.context.expand(max(counts), -1, -1), each.vector.expand(max(counts), -1)) for each in same_length(*both)]
-    contexts, vectors = zip(*wide, strict=True)
-    return Conditioning(torch.cat(contexts), torch.cat(vectors)), pictures // max(counts)
-
-
-def same_length(*conds: Conditioning) -> tuple[Conditioning, ...]:
-    """Contexts repeated to their least common length, so that they fit one batch.
-
-    Attention over a context repeated whole is attention over it once: the result is that of a pass for each (ComfyUI repeats,
-    stable-diffusion-webui makes two passes). Raises InputError where the common length is beyond that of the longest prompt.
-    """
-    lengths = [cond.context.shape[1] for cond in conds]
-    common = math.lcm(*lengths)
-    if common > MOST_CHUNKS * LENGTH and common > max(lengths):
-        counts = " and ".join(str(length // LENGTH) for length in lengths)
-        made = f"{counts} chunks of {LENGTH - 2} tokens, {common // LENGTH} together"
-        raise InputError(f"prompt and negative have {made}: the limit is {MOST_CHUNKS}: shorten one")
-    return tuple(replace(cond, context=cond.context.repeat(1, common // length, 1)) for cond, length in zip(conds, lengths, strict=True))

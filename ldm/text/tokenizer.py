@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gzip
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from tokenizers.models import BPE
 
 from ldm.errors import InputError
 
+LENGTH = 77  # ids a tower reads
 START = 49406
 END = 49407
 COMMA = 267  # a comma that ends a word
@@ -43,6 +44,12 @@ def decode(ids: Iterable[int]) -> str:
     vocabulary, codes = _vocabulary(), {letter: code for code, letter in _letters().items()}
     spelt = "".join(vocabulary[each] for each in ids)
     return bytes(codes[letter] for letter in spelt).decode("utf-8", "replace").replace(SUFFIX, " ")
+
+
+def padded(tokens: Sequence[int], pad: int) -> list[int]:
+    """One chunk as its 77 ids: start, tokens, end, padding. CLIP-L pads with the end token, OpenCLIP's towers with 0."""
+    ids = [START, *tokens, END]
+    return ids + [pad] * (LENGTH - len(ids))
 
 
 def _clean(text: str) -> str:

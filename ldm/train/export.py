@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ldm.checkpoint.families import FAMILY_KEY, UNET, VAE
+from ldm.checkpoint.identity import FAMILY_KEY, UNET, VAE
 from ldm.checkpoint.rename import to_open_clip
 from ldm.checkpoint.writer import save, tensor_items
 from ldm.models.shapes import Family, TowerShape, load_family

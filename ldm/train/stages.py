@@ -15,8 +15,8 @@ from ldm.errors import InputError
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, load_family
 from ldm.models.vae import VAE
-from ldm.text.prompt import chunks, padded
-from ldm.text.tokenizer import encode
+from ldm.text.prompt import chunks
+from ldm.text.tokenizer import encode, padded
 from ldm.train.cache import PICTURES, Features, Pictures, features, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train

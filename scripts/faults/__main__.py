@@ -17,8 +17,12 @@ ROWS = {
     **dict.fromkeys(("B2", "B3", "B7", "B8", "B9", "B13"), "numbers"),
     **dict.fromkeys(("B1", "C1", "C2"), "memory"),
     **dict.fromkeys(("D5", "D6", "D7", "G6"), "pictures"),
+    **dict.fromkeys(("D1", "D3", "D4", "G1", "G5"), "inputs"),
     **dict.fromkeys(("C8", "G4"), "hub"),
-    **dict.fromkeys(("C4", "C7", "D2", "D8"), "jobs"),
+    **dict.fromkeys(("C3", "C10"), "process"),
+    **dict.fromkeys(("C5", "C6"), "disk"),
+    **dict.fromkeys(("C4", "C7", "D8"), "jobs"),
+    "D2": "grammar",
 }
 
 

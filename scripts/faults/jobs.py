@@ -4,71 +4,106 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ldm import flags, values
+from ldm.diffusion import names
 from ldm.errors import InputError
 from ldm.files import PART
-from ldm.jobs import names, prompts, seeds
+from ldm.jobs import prompts
 from ldm.jobs.claims import FOLDER
-from ldm.jobs.manifest import Manifest, digests
+from ldm.jobs.manifest import NAME as MANIFEST
+from ldm.jobs.manifest import Manifest, digests, read_entry
 from ldm.options import Job
 from scripts.faults import Figure, worker
 
 ROOT = Path(__file__).parents[2]
 JOBS = 140  # of a batch: 168 pictures
 Command = Callable[[Path], list[str]]  # the words of a worker's command line for a folder
+Pictures = dict[str, str]  # digest to sha256 of the picture, of every picture of a batch that nobody interrupts
 
 
 def fake_worker(folder: Path) -> list[str]:
     return [sys.executable, "-m", "scripts.faults.worker", "batch", str(folder), str(JOBS)]
 
 
-def fake_pictures() -> dict[str, str]:
-    """Digest to sha256 of the picture, of every picture of a batch that nobody interrupts."""
+def fake_pictures() -> Pictures:
     made = zip(worker.jobs(JOBS), digests(worker.jobs(JOBS), "fake"), strict=True)
     return {each: _sha256(worker.picture((job.seed or 0) + place)) for job, places in made for place, each in enumerate(places)}
+
+
+def real_worker(jobs: Path) -> Command:
+    """`ldm sample` with the model in the box, small pictures of one step."""
+    words = f"-m ldm sample --from-file {jobs} -W 64 -H 64 --steps 1 --sampler euler --no-hash -q --resume -o".split()
+    return lambda folder: [sys.executable, *words, str(folder)]
+
+
+def real_pictures(jobs: Path, count: int) -> Pictures:
+    """Write the prompt file, and make its pictures once in peace."""
+    made = [{"prompt": job.prompt, "seed": job.seed, "batch": job.batch} for job in worker.jobs(count)]
+    jobs.write_text("".join(f"{json.dumps(each)}\n" for each in made), encoding="utf-8")
+    folder = jobs.with_name("peace")
+    _finish(_start(real_worker(jobs), folder))
+    entries = [read_entry(line) for line in (folder / MANIFEST).read_bytes().splitlines()]
+    return {entry.digest: _sha256((folder / entry.path).read_bytes()) for entry in entries if entry}
 
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def c4(count: int | None = None, command: Command = fake_worker, expected: dict[str, str] | None = None) -> Figure:
-    """kill -9 at `count` random moments of batches by two workers; every killed one is started again at once."""
-    kills, batches, wrong, left, dirty = 0, 0, dict.fromkeys(("lost", "doubled", "corrupt", "left over"), 0), 0, random.Random(4)
-    expected = expected or fake_pictures()
-    span = 0.0
-    while kills < (count or 200):
+def c4(count: int | None = None, jobs: int = JOBS) -> Figure:
+    """kill -9 at `count` random moments of batches that two `ldm sample` make together."""
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "jobs.jsonl"
+        start = time.perf_counter()
+        expected = real_pictures(file, jobs)
+        if len(expected) != sum(job.batch for job in worker.jobs(jobs)):
+            return Figure("every picture is made", f"{len(expected)} are", False)
+        return kills(count or 200, real_worker(file), expected, rounds=(2, 4, 6, 8), span=time.perf_counter() - start)
+
+
+def c4_fake(count: int | None = None) -> Figure:
+    """The same with a stand-in for the model, which takes a hundredth of the time."""
+    return kills(count or 200, fake_worker, fake_pictures(), rounds=(1, 1, 2, 3))
+
+
+def kills(count: int, command: Command, expected: Pictures, *, rounds: Sequence[int], span: float = 0.0) -> Figure:
+    """Two processes at a time; every killed one is started again at once. `span`: seconds of a batch, measured where 0."""
+    done, batches, wrong, left, dirty = 0, 0, dict.fromkeys(("lost", "doubled", "corrupt", "left over"), 0), 0, random.Random(4)
+    while done < count:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "pictures"
             start = time.perf_counter()
-            many, parts = _kill_batch(folder, command, dirty, span, (count or 200) - kills)
+            many, parts = _kill_batch(folder, command, dirty, span, min(count - done, dirty.choice(rounds)))
             span = span or time.perf_counter() - start
-            kills, left, batches = kills + many, left + parts, batches + 1
+            done, left, batches = done + many, left + parts, batches + 1
             for problem, times in _problems(folder, expected).items():
                 wrong[problem] += times
-    reached = f"{kills} kills in {batches} batches of {len(expected)} pictures, {batches * len(expected)} in all: " + ", ".join(
+    reached = f"{done} kills in {batches} batches of {len(expected)} pictures, {batches * len(expected)} in all: " + ", ".join(
         f"{times} {problem}" for problem, times in wrong.items()
     )
     return Figure("0 lost, 0 doubled, 0 corrupt, 0 left over", f"{reached} ({left} met on the way)", not any(wrong.values()))
 
 
 def _kill_batch(folder: Path, command: Command, chance: random.Random, span: float, most: int) -> tuple[int, int]:
-    """(kills, temporary files met after them) of one batch; the first one, of no known span, is not killed."""
+    """(kills, temporary files met after them) of one batch; one of no known span is not killed."""
     kills = left = 0
     running = [_start(command, folder) for _ in range(2)]
-    for _ in range(chance.choice((1, 1, 2, 3)) if span else 0):
+    while span and kills < most:
         time.sleep(chance.uniform(0.02, span * 0.8))
         living = [each for each in running if each.poll() is None]
-        if not living or kills >= most:
+        if not living:
             break
         for victim in living if chance.random() < 0.2 else [chance.choice(living)]:
             victim.send_signal(signal.SIGKILL)
@@ -82,7 +117,8 @@ def _kill_batch(folder: Path, command: Command, chance: random.Random, span: flo
 
 
 def _start(command: Command, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(folder), cwd=ROOT, env=one_thread, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def _finish(process: subprocess.Popen[str]) -> None:
@@ -97,7 +133,7 @@ def _problems(folder: Path, expected: dict[str, str]) -> dict[str, int]:
     entries = {each: manifest.done(each) for each in expected}
     here = {path.relative_to(folder).as_posix(): _sha256(path.read_bytes()) for path in folder.rglob("*.png")}
     paths = [entry.path for entry in entries.values() if entry]
-    lines = (folder / "manifest.jsonl").read_bytes().count(b'"done"')
+    lines = (folder / MANIFEST).read_bytes().count(b'"done"')
     return {
         "lost": sum(entry is None or entry.path not in here for entry in entries.values()),
         "doubled": max(len(here) - len(set(paths)), len(paths) - len(set(paths)), lines - len(expected), 0),
@@ -146,7 +182,8 @@ def _uncaught(content: bytes) -> list[str]:
     text = content.decode(errors="replace")
     calls: list[Callable[[], object]] = [
         *(lambda kind=kind: prompts.parse(content, "file", kind, Job()) for kind in ("text", "jsonl", "csv")),
-        *(lambda part=part: part(text) for part in (seeds.parse, names.sampler, names.schedule)),
+        *(lambda part=part: part(text) for part in (names.sampler, names.schedule)),
+        lambda: flags._parse("--seed", values.seeds, text),
     ]
     for call in calls:
         try:

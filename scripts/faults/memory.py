@@ -155,8 +155,8 @@ def _broken_off(vae: VAE, z: Tensor) -> None:
 def _compare(seen: Overflow, half: VAE, full: VAE, z: Tensor) -> None:
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        image = autoencoding.decode(half, z)
-    away = (image - autoencoding.decode(full, z)).abs() * LEVEL
+        image = autoencoding.decode(half, z)[0]
+    away = (image - autoencoding.decode(full, z)[0]).abs() * LEVEL
     seen.decodes += 1
     seen.retried += any("decoding again in bfloat16" in str(each.message) for each in notes)
     seen.bad += not bool(image.isfinite().all()) or bool((image == image.flatten()[0]).all())
@@ -164,8 +164,8 @@ def _compare(seen: Overflow, half: VAE, full: VAE, z: Tensor) -> None:
     seen.total += away.mean().item()
     seen.beyond += bool((away > 1).any())
     with autoencoding.widened(half, torch.float32) as last:  # the third try
-        exact = autoencoding.decode(last, z)
-    seen.most_full = max(seen.most_full, (exact - autoencoding.decode(full, z)).abs().max().item() * LEVEL)
+        exact = autoencoding.decode(last, z)[0]
+    seen.most_full = max(seen.most_full, (exact - autoencoding.decode(full, z)[0]).abs().max().item() * LEVEL)
 
 
 def b1(count: int | None = None) -> Figure:

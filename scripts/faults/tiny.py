@@ -35,7 +35,7 @@ def some(cases: Sequence[Any], count: int | None) -> list[Any]:
 def tiny_family(prediction: str = "epsilon", *, zero_terminal: bool = False) -> Family:
     """SDXL's layout with two levels and a few channels: a step in milliseconds."""
     family = load_family("sdxl-base")
-    towers = [replace(tower, width=8, layers=1, heads=2, mlp=16, projection=tower.projection and 8) for tower in family.towers]
+    towers = [replace(tower, width=8, layers=2, heads=2, mlp=16, projection=tower.projection and 8) for tower in family.towers]
     widths: dict[str, Any] = {"model_channels": 8, "norm_groups": 4, "head_dim": 8, "context_dim": 16, "vector_dim": 8 + 6 * 8}
     unet = replace(family.unet, channel_mult=(1, 2), num_res_blocks=1, transformer_depth=(0, 1), middle_depth=1, **widths)
     vae = replace(family.vae, ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=4)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ldm.checkpoint.families import FAMILY_KEY, least_tensors, notes, probes, recognise, vae_prefix
-from ldm.checkpoint.identity import Identity
+from ldm.checkpoint.families import least_tensors, notes, probes, recognise, vae_prefix
+from ldm.checkpoint.identity import FAMILY_KEY, Identity
 from ldm.checkpoint.kinds import identify, unread_metadata
 from ldm.checkpoint.leftovers import LEFTOVERS, TEXT_PROJECTION, ema_copies, is_leftover, leftovers
 from ldm.checkpoint.loading import match

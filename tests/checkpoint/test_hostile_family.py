@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import ldm
-from ldm.checkpoint.families import FAMILY_KEY
+from ldm.checkpoint.identity import FAMILY_KEY
 from ldm.checkpoint.writer import Item, head, ordered
 from ldm.errors import InputError
 from ldm.models.shapes import Family, load_family

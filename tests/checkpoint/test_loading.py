@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -237,6 +239,30 @@ def test_short_reads_and_disk_errors(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "preadv", broken)
     with refused("cannot be read at byte", "Input/output error", code="E3009"):
         fill(header, [part()])
+
+
+def test_a_system_without_reads_at_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows is: threads seek and read in turn."""
+    seek, threads = os.lseek, set()
+
+    def slow(descriptor: int, offset: int, how: int) -> int:
+        place = seek(descriptor, offset, how)
+        threads.add(threading.get_ident())
+        time.sleep(0.001)  # a thread that did not wait would read here
+        return place
+
+    state = values()
+    path = save(tmp_path / "m.safetensors", tensor_items(state))
+    for name in ("preadv", "pread", "fchmod"):
+        monkeypatch.delattr(os, name)
+    monkeypatch.setattr(os, "lseek", slow)
+    monkeypatch.setattr(reading, "PIECE", 64)
+    monkeypatch.setattr(reading, "TASK", 64)
+    target = part()
+    fill(read_header(path), [target])
+    assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in target.module.state_dict().items())
+    assert len(threads) > 2
+    save(path, tensor_items(state), overwrite=True)
 
 
 @pytest.mark.parametrize("pause", [0, 2])

@@ -30,9 +30,9 @@ def completed(line: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
 def test_bash_completes_verbs_flags_and_values(capsys: pytest.CaptureFixture[str]) -> None:
-    assert completed("ldm sam", capsys) == ["sample"]
+    assert completed("ldm sam", capsys) == ["sample", "samplers"]
     assert completed("ldm sample --samp", capsys) == ["--sampler"]
-    assert completed("ldm sample --sampler dpmpp_2m_", capsys) == ["dpmpp_2m_sde"]
+    assert completed("ldm sample --sampler dpmpp_2m_", capsys) == ["dpmpp_2m_sde", "dpmpp_2m_sde_heun"]
     assert completed("ldm sample --type web", capsys) == ["webp"]
     assert completed("ldm sample --preset dr", capsys) == ["draft"]
 

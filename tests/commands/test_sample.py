@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file
 
 from ldm import pictures
 from ldm.commands import main
 from ldm.jobs.manifest import Manifest
 from ldm.metadata import a1111, native
+from scripts import synthetic
 
 QUICK = ["--steps", "2", "--sampler", "euler", "-q"]
 APPLE = "a red apple on a blue background"
@@ -152,10 +155,25 @@ def test_a_dry_run_prints_the_finished_job_and_makes_nothing(capsys: pytest.Capt
     assert [each["seed"] for each in made] == [1, 2]
     assert (made[0]["width"], made[0]["height"], made[0]["family"]) == (160, 112, "emoji")
     assert not Path("outputs").exists()
-    keep = {name: value for name, value in made[0].items() if name not in ("model", "family", "sigmas")}
-    Path("job.json").write_text(json.dumps(keep))
+    Path("job.json").write_text(json.dumps(made[0]))
     assert main(["sample", "--params", "job.json", "--dry-run", "-q"]) == 0
     assert json.loads(capsys.readouterr().out) == made[0]
+
+
+def test_lines_of_a_loop_do_not_overwrite_each_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["sample", "--loop", "-s", "1", *QUICK, "-o", "x.png", "--overwrite", "-q"]
+    for _ in range(2):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{APPLE}\na dog\n".encode())))
+        assert main(words) == 0
+        assert capsys.readouterr().out.split() == ["x.png", "x-1.png"]
+    assert main([*words, "-s", "1,2"]) == 2
+    assert "a list of seeds and --loop" in capsys.readouterr().err
+
+
+def test_flags_with_underscores() -> None:
+    assert main(["sample", "--negative_prompt", "a_dog", "--cfg_scale=7", "-p", APPLE, "-s", "1", *QUICK, "-o", "under.png", "-q"]) == 0
+    made = record("under.png").job
+    assert (made.negative, made.cfg) == ("a_dog", 7.0)
 
 
 def test_a_model_by_name_and_an_unknown_one_with_its_near_matches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,10 +253,10 @@ def test_a_job_that_fails_is_said_and_the_others_are_made(monkeypatch: pytest.Mo
 
     make = sample.make_one
 
-    def failing(pipeline: Any, task: Any) -> Any:
+    def failing(pipeline: Any, task: Any, *keep: Any) -> Any:
         if task.job.seed == 2:
             raise NumericError("values that are not finite")
-        return make(pipeline, task)
+        return make(pipeline, task, *keep)
 
     monkeypatch.setattr(sample, "make_one", failing)
     for more in ([], ["--resume"]):
@@ -246,3 +264,63 @@ def test_a_job_that_fails_is_said_and_the_others_are_made(monkeypatch: pytest.Mo
         assert main(["sample", "-p", APPLE, "-s", "1,2,3", "-o", folder, *more, *QUICK]) == 1
         assert "E6001" in capsys.readouterr().err
         assert sorted(record(path).seed for path in Path(folder).glob("*.png")) == [1, 3]
+
+
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each decode to come, whether it fails; those after the list do not."""
+    from ldm.errors import NumericError
+    from ldm.runtime import autoencoding
+
+    fails: list[bool] = []
+    decode = autoencoding.decode
+
+    def perhaps(vae: Any, z: Any) -> Any:
+        if fails and fails.pop(0):
+            raise NumericError("VAE decode: values that are not finite", "E6002")
+        return decode(vae, z)
+
+    monkeypatch.setattr(autoencoding, "decode", perhaps)
+    return fails
+
+
+def test_pictures_before_a_decode_that_fails_are_saved(breaking: list[bool], capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*QUICK, "-W", "64", "-H", "64", "--no-hash"]
+    breaking += [False, False, True]
+    assert main(["sample", "-p", APPLE, "-s", "3", "-b", "4", "-o", "a.png", "--latents", "a.safetensors", *small]) == 1
+    said = capsys.readouterr()
+    assert said.out.split() == ["a.png", "a-1.png"] and "E6002" in said.err and said.err.count("\n") == 1
+    assert sorted(path.name for path in Path().glob("a*.*")) == ["a-1.png", "a.png", "a.safetensors"]
+    assert load_file("a.safetensors")["latents"].shape[0] == 4
+    assert (record("a-1.png").seed, record("a-1.png").vae_dtype) == (4, "float32")
+    breaking.append(True)
+    assert main(["sample", "-p", APPLE, "-o", "b", "--latents", "b.safetensors", *small]) == 1  # the first of all
+    assert Path("b.safetensors").exists() and not Path("b").exists()
+
+
+def test_the_manifest_lists_the_pictures_that_are_saved_before_a_decode_that_fails(breaking: list[bool]) -> None:
+    jobs = [{"prompt": APPLE, "seed": seed, "width": 64, "height": 64, "steps": 2, "batch": 2} for seed in (10, 20)]
+    Path("jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    breaking += [False, True]
+    assert main(["sample", "--from-file", "jobs.jsonl", "-o", "out", "-q", "--no-hash"]) == 1
+    lines = [json.loads(line) for line in Path("out/manifest.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [10, 20, 21]
+    assert sorted(line["path"] for line in lines) == sorted(path.name for path in Path("out").glob("*.png"))
+
+
+def test_what_the_header_and_the_words_tell_is_refused_before_the_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import ldm
+
+    family = replace(synthetic.tiny(), prediction="v", zero_terminal=True)
+    model = str(synthetic.write(tmp_path / "zero.safetensors", family))
+    monkeypatch.setitem(vars(ldm), "load", lambda *words, **more: pytest.fail("loaded"))
+    refused = {
+        "40 and 39 chunks of 75 tokens, 1560 together": ["-p", "word " * 75 * 40, "-n", "word " * 75 * 39],
+        "alphas 'float16'": ["-p", "x", "-m", model, "--sigmas", "14,1,0", "--set", "alphas=float16"],
+    }
+    for said, words in refused.items():
+        assert main(["sample", *words, "-q"]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["sample", "-p", "word " * 75 * 40, "-n", "word " * 75 * 20, "--dry-run", "-q"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -44,17 +45,36 @@ def poisoned(at: int, value: float, place: int | None = 5) -> Callable[[Tensor, 
     return denoise
 
 
+@cache
+def stages(name: str) -> list[tuple[float, int]]:
+    """sigma of every evaluation, and the step to which it belongs, counted from 1."""
+    x, found, done = state(1, 4, 3, 3, dtype=torch.float32), [], 0
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        found.append((sigma, done + 1))
+        return mixture(x, sigma)
+
+    for step in SAMPLERS[name].run(denoise, x, LEVELS, lambda i, a, b: smooth_noise(x, a, b)):
+        done = step.i + 1
+    return found
+
+
+def test_steps_beyond_the_list_are_told_without_their_number() -> None:
+    guard, good, bad = Guard(LEVELS[:3]), torch.zeros(1, 4, 2, 2), torch.full((1, 4, 2, 2), math.inf)
+    guard.see(Step(1, 3.0, 2.0, good, good))
+    with pytest.raises(NumericError, match=r"non-finite at step 3 \(sigma=2\), in"):
+        guard.see(Step(2, 2.0, 1.0, bad, good))
+
+
 @pytest.mark.parametrize("at_once", [None, True, False])
 @pytest.mark.parametrize("place", [None, 0, 35])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", list(SAMPLERS))
 def test_every_evaluation(name: str, value: float, place: int | None, at_once: bool | None) -> None:
-    calls = samplers.evaluated(SAMPLERS[name], LEVELS)
-    for at in range(len(calls)):
-        step = at // SAMPLERS[name].evaluations + 1
+    for at, (sigma, step) in enumerate(stages(name)):
         with pytest.raises(NumericError) as error:
             walked(Guard(LEVELS, at_once=at_once), poisoned(at, value, place), name)
-        where = f"sampling: non-finite at step {step} of 8 (sigma={calls[at]:.4g}), in the prediction: "
+        where = f"sampling: non-finite at step {step} of 8 (sigma={sigma:.4g}), in the prediction: "
         assert str(error.value).startswith(where) and error.value.code == "E6001"
 
 
@@ -158,7 +178,7 @@ def test_on_a_device_nothing_waits_before_the_end() -> None:
         assert checked <= 12 and len(listener.heard) == checked + 2 and listener.heard[-1] == "_local_scalar_dense"
 
 
-@pytest.mark.parametrize("name", list(SAMPLERS))
+@pytest.mark.parametrize("name", [name for name, row in SAMPLERS.items() if not row.adaptive])  # which ask how good a step was
 def test_a_run_on_a_device_never_waits(name: str) -> None:
     """On meta tensors any way to the host (item, bool, tolist, cpu) raises: a whole run passes up to the guard's last word."""
     sampler = samplers.get(name, COMFYUI)

@@ -49,6 +49,27 @@ def test_image_of_a_batch_is_its_seed_alone(name, profile):
     assert not torch.equal(batch[0], batch[1])
 
 
+def test_a_gpu_is_not_waited_for(monkeypatch):
+    """A copy from memory that is not pinned would wait for all that was asked of the device before."""
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *words, **more: calls.append((words, more)) or self)
+    random = noise.make_noise(COMFYUI, [5], IMAGE, LEVELS, samplers.get("euler_a", COMFYUI), "cuda:1")
+    assert torch.equal(random.first(), cpu(5)[0]) and torch.equal(random(0, *LEVELS[:2]), cpu(5)[0])
+    assert calls == ["pinned", (("cuda:1",), {"non_blocking": True})] * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["euler_a", "dpmpp_sde"])
+def test_on_a_device_too(name):
+    intervals = [(i, LEVELS[i], LEVELS[i + 1]) for i in range(5)]
+    here, there = (noise.make_noise(COMFYUI, [5, 6], IMAGE, LEVELS, samplers.get(name, COMFYUI), place) for place in ("cpu", "cuda"))
+    answers = [there.first(), *(there(*asked) for asked in intervals)]
+    torch.cuda.synchronize()
+    wanted = [here.first(), *(here(*asked) for asked in intervals)]
+    assert all(torch.equal(one.cpu(), two) for one, two in zip(answers, wanted, strict=True))
+
+
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES)
 @pytest.mark.parametrize("name", ["euler_a", "dpmpp_sde", "dpmpp_2m_sde"])
 def test_noise_does_not_depend_on_the_order_of_questions(name, profile):

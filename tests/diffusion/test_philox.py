@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,25 @@ def test_cudas_normals():
     """torch.manual_seed(0); torch.randn(3, 4, device="cuda"), as printed by torch on a GPU."""
     printed = [[-0.9247, -0.4253, -2.6438, 0.1452], [-0.1209, -0.5797, -0.6229, -0.3284], [-1.0745, -0.3631, -1.6711, 2.2655]]
     assert torch.allclose(randn(0, 0, (3, 4)), torch.tensor(printed), atol=5.1e-5)
+
+
+def counted(seed: int, draw: int, element: int) -> float:
+    """One normal in Python's own whole numbers and floats: Salmon et al. 2011, section 3.3, then the first of Box and Muller's pair."""
+    words, key = [draw, 0, element, 0], [seed % 2**32, seed >> 32]
+    for _ in range(10):
+        first, second = words[0] * 0xD2511F53, words[2] * 0xCD9E8D57
+        words = [second >> 32 ^ words[1] ^ key[0], second % 2**32, first >> 32 ^ words[3] ^ key[1], first % 2**32]
+        key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+    u, v = (word * 2.0**-32 + 2.0**-33 for word in words[:2])
+    return math.sqrt(-2 * math.log(u)) * math.sin(v * float(np.float32(2 * math.pi)))
+
+
+@pytest.mark.parametrize("draw", [0, 1, 7, 1999])
+@pytest.mark.parametrize("seed", [0, 31337, 2**64 - 1])
+def test_first_and_later_draws_element_by_element(seed, draw):
+    ours = randn(seed, draw, (4, 8, 8)).flatten().tolist()
+    for element in (0, 1, 100, 255):
+        assert ours[element] == float(np.float32(counted(seed, draw, element)))
 
 
 def test_a_draw_is_a_function_of_seed_number_and_element():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, asdict
+from pathlib import Path
 
 import pytest
 
@@ -12,55 +14,66 @@ from ldm import resources
 from ldm.diffusion.profiles import choices, load_profile, names, override
 from ldm.errors import InputError
 
-COMFYUI = {
-    "name": "comfyui",
-    "alphas": "float64",
-    "karras_range": "model",
-    "spacing": "linspace-log",
-    "timestep": "nearest-log",
-    "start_noise": "sqrt1p-if-full",
-    "rng": "cpu",
-    "batch_noise": "per-image",
-    "ancestral_rng": "same-seed",
-    "ensd": 0,
-    "brownian": "per-image",
-    "brownian_ends": "exact",
-    "drop_penultimate": ("dpm2", "dpm2_a", "unipc"),
-    "multistep_last": "denoised",
-    "cfg_order": "uncond-first",
-    "chunking": "plain",
-    "unfollowed": (),
-    "empty_negative": "encode",
-}
-A1111 = {
-    "name": "a1111",
-    "alphas": "float32",
-    "karras_range": "model",
-    "spacing": "linspace-log",
-    "timestep": "float",
-    "start_noise": "sigma",
-    "rng": "philox",
-    "batch_noise": "per-image",
-    "ancestral_rng": "continued",
-    "ensd": 0,
-    "brownian": "per-image",
-    "brownian_ends": "log-trip",
-    "drop_penultimate": ("dpm2", "dpm2_a", "dpmpp_3m_sde"),
-    "multistep_last": "multistep",
-    "cfg_order": "cond-first",
-    "chunking": "comma-20",
-    "unfollowed": ("ddim",),
-    "empty_negative": "zeros-if-empty",
+ROOT = Path(__file__).parents[2]
+WHOLE = ("dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2m_sde_heun", "unipc", "unipc_bh2", "deis", "sa_solver")
+# Rule by rule, in the order of ENGINES; the sources are in docs/parity.md.
+ENGINES = ("comfyui", "a1111", "forge", "diffusers", "invokeai", "sgm")
+_NV, _CPU = "philox", "cpu"
+RULES = {
+    "alphas": ("float64", "float32", "float64", "float32-betas", "float32-betas", "float64"),
+    "karras_range": ("model", "model", "model", "spaced", "spaced", "rounded"),
+    "spacing": ("linspace-log", "linspace-log", "linspace-log", "leading", "leading", "legacy"),
+    "whole_steps": ((), (), (), WHOLE, WHOLE, ()),
+    "timestep": ("nearest-log", "float", "nearest-log", "by-list", "by-list", "nearest-snap"),
+    "start_noise": ("sqrt1p-if-full", "sigma", "sigma", "by-spacing", "by-spacing", "sqrt1p"),
+    "rng": (_CPU, _NV, _NV, _CPU, _CPU, _CPU),
+    "batch_noise": ("per-image", "per-image", "per-image", "per-image", "per-image", "one-draw"),
+    "ancestral_rng": ("same-seed", "continued", "continued", "continued", "continued", "continued"),
+    "ensd": (0, 0, 0, 0, 0, 0),
+    "brownian": ("per-image", "per-image", "per-image", "per-image", "per-image", "batch"),
+    "brownian_ends": ("exact", "log-trip", "log-trip", "log-trip", "log-trip", "exact"),
+    "plain_noise": ((), (), (), WHOLE[1:3], WHOLE[1:3], ()),
+    "open_grid": ((), ("ddim",), ("ddim",), (), (), ()),
+    "multistep_last": ("denoised", "multistep", "multistep", "multistep", "multistep", "multistep"),
+    "cfg_order": ("uncond-first", "cond-first", "cond-first", "uncond-first", "uncond-first", "uncond-first"),
+    "chunking": ("plain", "comma-20", "comma-20", "cut", "cut", "cut"),
+    "empty_negative": ("encode", "zeros-if-empty", "zeros-if-empty", "zeros-if-none", "zeros-any", "zeros"),
+    "clip_skip": ("layer", "ignored", "at-least-2", "prompt-beyond-2", "beyond-2", "ignored"),
+    "size_defaults": ("picture", "picture", "picture", "picture", "1024", "original-1024"),
 }
 
 
-@pytest.mark.parametrize("values", [COMFYUI, A1111], ids=lambda values: values["name"])
-def test_every_rule_of_a_profile(values):
-    assert asdict(load_profile(values["name"])) == values
+@pytest.mark.parametrize(("at", "name"), enumerate(ENGINES))
+def test_every_rule_of_a_profile(at, name):
+    profile = load_profile(name)
+    assert {field: getattr(profile, field) for field in RULES} == {field: values[at] for field, values in RULES.items()}
+
+
+def test_samplers_that_lose_their_last_sigma_but_one():
+    assert load_profile("a1111").drop_penultimate == load_profile("forge").drop_penultimate == ("dpm2", "dpm2_a", "dpmpp_3m_sde")
+    assert {"dpm2", "dpm2_a", "unipc"} <= set(load_profile("comfyui").drop_penultimate)
+    assert load_profile("diffusers").drop_penultimate == ()
 
 
 def test_every_profile_is_here():
-    assert set(names()) == {"comfyui", "a1111"}
+    assert set(names()) == set(ENGINES)
+
+
+def test_samplers_in_profiles_are_in_the_table():
+    from ldm.diffusion.samplers import SAMPLERS
+
+    for name in names():
+        for field, value in asdict(load_profile(name)).items():
+            assert not isinstance(value, tuple) or set(value) <= set(SAMPLERS), (name, field)
+
+
+def test_every_field_is_read_and_no_engine_is_named():
+    """A rule is a value that a stage reads: no stage asks which engine it follows."""
+    code = {path: path.read_text() for path in (ROOT / "ldm").rglob("*.py") if path.name != "profiles.py"}
+    assert [field for field in choices() if not re.search(rf"\.{field}\b", "".join(code.values()))] == []
+    asked = re.compile(r"(?:profile|rules)(?:\.name)? (?:==|!=|in|not in) [\"(\[{]")
+    stages = {path: text for path, text in code.items() if not {"jobs", "metadata", "compare"} & set(path.parts)}  # they read others' files
+    assert [str(path) for path, text in stages.items() if asked.search(text)] == []
 
 
 def test_a_profile_is_frozen():
@@ -82,7 +95,9 @@ def test_override_takes_text():
         ({"timestep": "nearest"}, "did you mean nearest-"),
         ({"rng": "gpu"}, "cpu"),
         ({"ensd": "many"}, "whole number"),
-        ({"ensd": "-1"}, "0 to 2"),
+        ({"ensd": "-1"}, "from 0 to 9"),
+        ({"karras_rho": "0"}, "from 1 to 100"),
+        ({"drop_penultimate": "dpm3"}, "did you mean"),
         ({"name": "mine"}, "unknown profile field 'name'"),
     ],
 )

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.diffusion import schedules
-from ldm.diffusion.profiles import override
+from ldm.diffusion import beta, schedules
+from ldm.diffusion.profiles import load_profile, override
 from ldm.diffusion.rounding import log_trip, midpoint, nearest
 from ldm.diffusion.schedules import SCHEDULES, SigmaTable
 from ldm.errors import InputError
@@ -21,6 +21,8 @@ from tests.diffusion.cases import A1111, COMFYUI, TABLE
 from tests.diffusion.foreign import k_diffusion
 
 TABLE_ERROR = 1e-5  # diffusers cumulates its alphas in float32
+DIFFUSERS = load_profile("diffusers")
+FROM_THE_TOP = [name for name in SCHEDULES if name not in ("ddim_uniform", "align_your_steps", "align_your_steps_sd15")]
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "diffusion.npz")
 
 
@@ -71,12 +73,13 @@ def test_zero_terminal_is_diffusers():
 
 
 @pytest.mark.parametrize("alphas", ["float64", "float32"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", FROM_THE_TOP)
 def test_lists_of_zero_terminal_tables(schedule, alphas):
     table = SigmaTable(alphas, zero_terminal=True)
     for steps in (1, 2, 20, 1000):
         values = make(schedule, steps, table=table)
-        assert values[0] == pytest.approx(table.high, rel=1e-6) and values[-1] == 0.0 and all(map(math.isfinite, values))
+        near = 1e-3 if schedule == "kl_optimal" else 1e-6  # its arctangent is within 2e-4 of a right angle's, in float32
+        assert values[0] == pytest.approx(table.high, rel=near) and values[-1] == 0.0 and all(map(math.isfinite, values))
 
 
 def test_timestep_rules_of_zero_terminal_tables():
@@ -102,6 +105,9 @@ def test_timestep_rules_of_zero_terminal_tables():
         ("sgm_uniform", (14.6146, 11.9969, 9.9391), 0.18013),
         ("simple", (14.6146, 12.0177, 9.9720), 0.17926),
         ("trailing", (14.6146, 12.0177, 9.9172), 0.17632),
+        ("polyexponential", (14.6146, 11.7947, 9.5189), 0.02917),
+        ("linear_quadratic", (14.6146, 14.5903, 14.5659), 1.81384),
+        ("kl_optimal", (14.6146, 8.3550, 5.8282), 0.02917),
     ],
 )
 def test_thirty_steps(schedule, first, last):
@@ -116,10 +122,12 @@ def test_thirty_steps(schedule, first, last):
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 20, 150])
 def test_lists_are_exact_floats_that_fall_to_zero(schedule, profile, steps):
     values = make(schedule, steps, profile, table=SigmaTable(profile.alphas))
-    assert len(values) == steps + 1 and values[-1] == 0.0
+    assert len(values) == steps + 1 or schedule in ("ddim_uniform", "beta")
+    low = schedule == "kl_optimal" and profile is A1111
+    assert values[-1] == (pytest.approx(0.0291675, abs=1e-7) if low else 0.0)
     assert all(type(v) is float and float(np.float32(v)) == v for v in values)
     assert all(a > b for a, b in pairwise(values))
-    assert values[0] == pytest.approx(14.6146, abs=1e-4)
+    assert values[0] == pytest.approx(14.6146, abs=5e-4) or schedule == "ddim_uniform"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 8, 20, 30, 77])
@@ -128,6 +136,7 @@ def test_karras_exponential_and_normal_have_k_diffusions_bits(steps):
     for table in (TABLE, SigmaTable("float32")):
         assert make("karras", steps, table=table) == sampling.get_sigmas_karras(steps, table.low, table.high).tolist()
         assert make("exponential", steps, table=table) == sampling.get_sigmas_exponential(steps, table.low, table.high).tolist()
+        assert make("polyexponential", steps, table=table) == sampling.get_sigmas_polyexponential(steps, table.low, table.high).tolist()
     table = SigmaTable("float32")
     assert make("normal", steps, table=table) == external.DiscreteSchedule(table.sigmas, quantize=False).get_sigmas(steps).tolist()
 
@@ -179,8 +188,108 @@ def test_trailing_takes_whole_training_steps():
     stored = GOLDEN["schedule/diffusers/normal/trailing/30"]
     np.testing.assert_allclose(make("trailing", 30, table=SigmaTable("float32")), stored, rtol=TABLE_ERROR)
     for steps in range(1, 1001):
-        t = schedules._timesteps(steps, "trailing")
+        t = schedules.timesteps(steps, "trailing")
         assert t[0] == 999 and t[-1] >= 0 and bool((t.diff() < 0).all())
+
+
+# Counts and first steps as users of the engines see them (facts of the dialects, not of this code).
+@pytest.mark.parametrize(
+    ("steps", "count", "first"), [(20, 20, 951), (13, 14, 989), (30, 31, 991), (60, 63, 993), (1, 1, 1), (1000, 999, 999)]
+)
+def test_ddim_uniform_takes_what_fits(steps, count, first):
+    values = make("ddim_uniform", steps)
+    assert len(values) == count + 1
+    assert values[0] == float(TABLE.sigmas[first]) and values[-2:] == [float(TABLE.sigmas[1]), 0.0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 30, 500, 1000])
+def test_beta_is_scipys(steps):
+    stats = pytest.importorskip("scipy.stats", reason="the quantiles are compared with scipy's (extra: parity)")
+    quantiles = stats.beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+    entries = TABLE.sigmas.numpy()[np.unique(np.rint(quantiles * 999).astype(int))[::-1]]
+    assert make("beta", steps) == [*entries.astype(float), 0.0]
+    whole = stats.beta.ppf(1 - np.linspace(0, 1, steps), 0.6, 0.6)
+    table = SigmaTable("float32")
+    np.testing.assert_allclose(make("beta", steps, A1111, table=table)[:-1], table.low + whole * (table.high - table.low), rtol=1e-6)
+
+
+def test_beta_quantiles():
+    stats = pytest.importorskip("scipy.stats", reason="the quantiles are compared with scipy's (extra: parity)")
+    for shape in ((0.6, 0.6), (0.5, 0.7), (1, 1), (2, 3), (0.3, 5.0), (1.2, 0.6)):
+        for p in (0.0, 1e-9, 1e-4, *np.linspace(0.01, 0.99, 33), 1 - 1e-6, 1.0):
+            x = beta.quantile(float(p), *shape)
+            assert x == pytest.approx(stats.beta.ppf(p, *shape), abs=1e-12)
+            assert not 0 < x < 1 or beta.distribution(x, *shape) == pytest.approx(p, abs=1e-12)
+
+
+def test_beta_quantiles_without_scipy():
+    """The arcsine law and the uniform one in closed form, and the symmetry."""
+    for p in np.linspace(0, 1, 41):
+        assert beta.quantile(float(p), 0.5, 0.5) == pytest.approx(math.sin(math.pi * p / 2) ** 2, abs=1e-13)
+        assert beta.quantile(float(p), 1, 1) == pytest.approx(p, abs=1e-14)
+        assert beta.quantile(float(p), 0.6, 0.6) == pytest.approx(1 - beta.quantile(1 - float(p), 0.6, 0.6), abs=1e-13)
+
+
+def test_kl_optimal_is_even_in_the_arctangent():
+    for profile, count in ((COMFYUI, 20), (A1111, 21)):
+        values = make("kl_optimal", 20, profile)
+        above = [value for value in values if value]
+        assert len(above) == count and len(values) == 21
+        assert (above[0], above[-1]) == (pytest.approx(TABLE.high, rel=1e-6), pytest.approx(TABLE.low, rel=1e-6))
+        np.testing.assert_allclose(np.diff(np.arctan(above)), np.diff(np.arctan(above)).mean(), atol=5e-7)
+    assert make("kl_optimal", 1) == [pytest.approx(TABLE.high, rel=1e-6), 0.0]
+
+
+PUBLISHED = [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029]
+FULL = [14.6146412, 6.3184485, 3.7681790, 2.1811481, 1.3405245, 0.8620721, 0.5550693, 0.3798541, 0.2332364, 0.1114188]
+
+
+def test_align_your_steps():
+    assert make("align_your_steps", 11, A1111) == pytest.approx([*PUBLISHED, 0])
+    assert make("align_your_steps", 10, A1111)[:3] == pytest.approx([14.615, 5.963, 3.339], abs=5e-4)
+    assert make("align_your_steps", 10, COMFYUI) == pytest.approx([*FULL, 0], abs=2e-7)
+    for steps in (2, 4, 20, 30, 50):
+        for profile, values, count in ((A1111, PUBLISHED, steps), (COMFYUI, [*FULL, 0.0291671582], steps + 1)):
+            logs = np.interp(np.linspace(0, 10, count), np.arange(11), np.log(values))
+            np.testing.assert_allclose(make("align_your_steps", steps, profile), [*np.exp(logs)[:steps], 0], rtol=1e-6)
+    assert make("align_your_steps_sd15", 11, A1111)[1:4] == pytest.approx([6.475, 3.861, 2.697])
+    assert make("align_your_steps_sd15", 10, COMFYUI)[1:4] == pytest.approx([6.4745761, 3.8636746, 2.6946152])
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 20, 31, 500])
+def test_linear_quadratic(steps):
+    """Even steps that go down by 0.025 of the range in all, then second differences that are all the same, and 0 at the end."""
+    gone = 1 - np.array(make("linear_quadratic", steps)) / TABLE.high
+    half, paces = steps // 2, np.diff(gone)
+    assert gone[half] == pytest.approx(0.025, abs=1e-6) and gone[-1] == 1
+    np.testing.assert_allclose(paces[:half], 0.025 / half, atol=2e-7)
+    bend = np.diff(paces[half:])
+    np.testing.assert_allclose(bend, bend.mean() if len(bend) else 0, atol=3e-7)
+    first = 0.025 / half  # the parabola starts with the line's slope
+    assert paces[half] - first == pytest.approx(bend.mean() / 2 if len(bend) else paces[half] - first, abs=1e-6)
+
+
+def test_ends_of_the_range_by_profile():
+    """As users publish them: A1111's Karras over the model's range, diffusers' over its spaced steps, sgm's with rounded ends."""
+    table = SigmaTable("float32-betas")
+    assert make("karras", 30, A1111)[:3] == pytest.approx([14.6146, 12.6606, 10.9349], abs=6e-5)
+    assert make("karras", 30, DIFFUSERS, table=table)[:3] == pytest.approx([11.47685, 10.0313, 8.7447], abs=6e-5)
+    assert make("karras", 30, DIFFUSERS, table=table)[-2] == pytest.approx(0.04131, abs=6e-6)
+    trailing = override(DIFFUSERS, {"spacing": "trailing"})
+    assert make("karras", 30, trailing, table=table)[-2] == pytest.approx(0.1763, abs=6e-5)
+    for spacing in ("leading", "trailing"):
+        whole = make("karras", 30, override(DIFFUSERS, {"spacing": spacing}), "dpmpp_2m", table)
+        assert [*whole[:3], whole[-2]] == pytest.approx([14.6146, 12.6606, 10.9349, 0.02917], abs=6e-5)
+    assert make("karras", 30, override(DIFFUSERS, {"karras_range": "rounded"}), table=table)[0] == pytest.approx(14.6146, rel=1e-7)
+
+
+def test_some_schedulers_end_at_the_tables_least():
+    table = SigmaTable("float32-betas")
+    values = make("normal", 20, DIFFUSERS, "deis", table)
+    assert len(values) == 21 and values[-1] == table.low == pytest.approx(0.02916753, abs=1e-8)
+    assert (
+        make("karras", 20, DIFFUSERS, "deis", table) == make("karras", 20, DIFFUSERS, "dpmpp_2m", table)[:-1]
+    )  # its last step goes nowhere
 
 
 def test_some_samplers_lose_the_last_but_one():
@@ -188,6 +297,8 @@ def test_some_samplers_lose_the_last_but_one():
     assert make("karras", 20, COMFYUI, "dpm2") == whole[:-2] + whole[-1:]
     assert make("karras", 20, COMFYUI, "dpmpp_3m_sde") == make("karras", 20)
     assert make("karras", 20, A1111, "dpmpp_3m_sde") == whole[:-2] + whole[-1:]
+    longer = make("kl_optimal", 21, A1111)
+    assert make("kl_optimal", 20, A1111, "dpm2") == longer[:-2] + longer[-1:]
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
@@ -201,6 +312,12 @@ def test_a_schedule_that_repeats_itself_is_refused():
         make("normal", 1000, override(COMFYUI, {"spacing": "leading"}))  # t = 1000 does not exist
     with pytest.raises(InputError, match="did you mean karras"):
         make("karas", 20)
+
+
+def test_a_schedule_by_any_engines_name():
+    assert make("SGM Uniform", 20) == make("sgm_uniform", 20) and make("Uniform", 20) == make("normal", 20)
+    for sampler, schedule in (("dpmpp_2m", "karras"), ("dpmpp_3m_sde", "exponential"), ("euler", "normal")):
+        assert make("Automatic", 20, A1111, sampler) == make(schedule, 20, A1111, sampler)
 
 
 def test_custom_list():

@@ -10,7 +10,7 @@ from scripts.faults import hostile, jobs
 
 
 def test_kills_lose_double_and_break_nothing() -> None:
-    figure = jobs.c4(4)
+    figure = jobs.c4_fake(4)
     assert figure.good, figure
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,16 @@ from scripts.faults import mutants, reader
 def test_row(row: str, count: int | None) -> None:
     figure = getattr(reader, row)(count)
     assert figure.good, str(figure)
+
+
+def test_time_is_that_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that does other work misses no goal; a reader that does too much does."""
+    passing = itertools.count(step=10**6)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(passing))
+    assert reader.a1(1000).good
+    monkeypatch.setattr(reader, "_spent", lambda: next(passing))
+    assert not reader.a1(1000).good
+    assert reader._soon(0.5, 0.1, 10) and not reader._soon(0.5, 0.1, None)
 
 
 def reads_beyond(path: Path, read: Read, size: int, stamp: Stamp) -> Header:

@@ -45,7 +45,7 @@ def refusal(text: str | bytes, kind: str | None = "text", base: Job = BASE) -> s
 def sizes(task: Task) -> dict[str, Any]:
     """The sizes told to the model, wherever they are kept."""
     names = ("original", "crop", "target", "negative_original", "negative_crop", "negative_target")
-    return {name: pair for name in names if (pair := task.extra.get(name) or getattr(task.job, name, None))}
+    return {name: pair for name in names if (pair := getattr(task.job, name))}
 
 
 KOHYA = "masterpiece, best quality, 1girl, in white shirts --n low quality, worst quality --w 768 --h 832 --d 1 --l 7.5 --s 28"
@@ -128,6 +128,16 @@ def test_a_list_of_seeds_is_a_job_each_and_rounds_go_on() -> None:
     assert [job.seed for job in jobs("--prompt a --n_iter 2")] == [None, None]
 
 
+def test_a_size_that_the_seed_is_taken_from_is_none_where_a1111_has_none() -> None:
+    assert one("--prompt a --seed_resize_from_h 64 --seed_resize_from_w 128").job.seed_resize == (64, 128)
+    for none in (
+        "--seed_resize_from_h 0 --seed_resize_from_w 0",
+        "--seed_resize_from_h -1 --seed_resize_from_w -1",
+        "--seed_resize_from_h 64",
+    ):
+        assert one(f"--prompt a {none}").job == replace(BASE, prompt="a")
+
+
 def test_sizes_that_the_model_is_told() -> None:
     assert sizes(one("a --ow 2048 --oh 1024 --ct 1 --cl 2 --nw 64 --nh 128")) == {
         "original": (1024, 2048),
@@ -138,7 +148,9 @@ def test_sizes_that_the_model_is_told() -> None:
     assert sizes(one('{"prompt": "", "target": [8, 9], "original": null}', "jsonl")) == {"target": (8, 9)}
     assert "original has one half alone" in refusal("a --ow 512")
     assert "column 3: ow '5x' is not acceptable: give a whole number" in refusal("a --ow 5x")
-    assert "0 to 65536" in refusal("a --w 64 --h 64 --ow 70000")
+    assert "each 1 to 65536" in refusal("a --w 64 --h 64 --ow 70000")
+    assert "original (1.5, 64) is not allowed" in refusal('{"prompt": "", "width": 64, "oh": 1.5}', "jsonl")
+    assert "field 'crop': crop [1] is not acceptable: give two whole numbers" in refusal('{"prompt": "", "crop": [1]}', "jsonl")
 
 
 def test_a_file_name_is_kept_and_checked() -> None:
@@ -162,7 +174,8 @@ def test_options_of_what_is_not_there_yet_are_left_out_with_a_note_each() -> Non
         ("a --w 1023", "f.txt:1: width 1023 is not allowed: 16 to 8192, multiples of 8: the nearest is 1024"),
         ("a --s 0", "steps 0 is not allowed: 1 to 1000"),
         ("a --l 7,5", "l '7,5' is not acceptable: give a number"),
-        ("a --d 1.5", "column 3: seed '1.5' is not acceptable"),
+        ("a --d 1.5", "column 3: d '1.5' is not acceptable: give a whole number, or a list"),
+        ("a --d 1,18446744073709551616", "seed 18446744073709551616 is not allowed: 0 to 18446744073709551615"),
         ("a --d 1,2 --batch 3", "a list of seeds says how many pictures"),
         ("a --ss dpm9", "column 3: unknown sampler 'dpm9'"),
         ("a --model x", "column 3: model is about the whole run: give it to the command"),
@@ -178,7 +191,7 @@ def test_options_of_what_is_not_there_yet_are_left_out_with_a_note_each() -> Non
         ("a --s x\n" * 5, "(4 more lines are not acceptable either)"),
         ("a --s x\n" * 500, "(at least 99 more lines are not acceptable either)"),
         ("a" + " --n b" * 300, "more than 200 options in one line"),
-        ("--n_iter 1000 --prompt a\n" * 101, "f.txt:101: more than 100000 jobs"),
+        ("--n_iter 1000 --prompt a\n" * 101, "f.txt:101: more than 100,000 jobs"),
         ("", "f.txt: no job in it"),
         ("# a\n\n", "no job in it"),
         ("a\nb\0", "f.txt:2: the character NUL"),
@@ -254,7 +267,7 @@ def test_tables_of_other_languages(mark: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("prompt,seed\na,x\n", "f.txt:2: field 'seed': seed 'x'"),
+        ("prompt,seed\na,x\n", "f.txt:2: field 'seed': seed 'x' is not acceptable"),
         ("prompt,stpes\na,3\n", "f.txt:2: field 'stpes': unknown 'stpes'"),
         ("prompt,prompt\na,b\n", "f.txt:1: the header names a column twice"),
         ("prompt,\na,b\n", "without a name"),

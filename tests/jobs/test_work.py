@@ -379,7 +379,8 @@ def test_the_order_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     room.put(claim, b"picture", names(tmp_path), seed=7, put=output.save_free)
     shown = ["part" if PART in each else each for each in (call.replace(ONE, "claim") for call in calls)]
     folder = f"fsync {tmp_path.name}"
-    assert shown == ["pwrite claim", "fsync claim", "part", "link picture", folder, f"write {NAME}", f"fsync {NAME}", folder]
+    line = [f"write {NAME}", f"fsync {NAME}", folder]
+    assert shown == ["pwrite claim", "fsync claim", f"fsync {FOLDER}", "part", "link picture", folder, *line]
     claim.release()
 
 

@@ -60,6 +60,9 @@ COMFY = {
 FULL = {**COMFY, "Size": "1024x768", "Model": "sd_xl_base_1.0.safetensors"}
 
 
+SIZES = {"width": 2048, "height": 1024, "crop_w": 64, "crop_h": 8, "target_width": 512, "target_height": 256}
+
+
 def comfy(
     name: str, nodes: Any, prompt: str = "a glass bottle, galaxy", negative: str = "text, watermark", settings: Any = FULL
 ) -> Stranger:
@@ -166,6 +169,7 @@ NOVELS = {
     "Seed": "3042318414",
     "Size": "832x1216",
 }
+SDCPP_PAIRS = {"Steps": "20", "CFG scale": "7.0", "Guidance": "3.5", "Seed": "42", "Size": "512x512", "Model": "m", "RNG": "cuda"}
 SDCPP = "a lovely cat\nNegative prompt: blur\nSteps: 20, CFG scale: 7.0, Guidance: 3.5, Seed: 42, Size: 512x512, Model: m, RNG: cuda"
 
 
@@ -199,43 +203,19 @@ STRANGERS = [
     ),
     lines("hires fix", f"x\n{A1111_LINE}, Hires upscale: 2", "x", "", {**A1111_PAIRS, "Hires upscale": "2"}),
     lines("a quoted value", f'x\n{A1111_LINE}, Note: "a, b: c"', "x", "", {**A1111_PAIRS, "Note": "a, b: c"}),
-    lines("Forge", f"x\n{A1111_LINE}, Version: f2.0.1v1.10.1", "x", "", {**A1111_PAIRS, "Version": "f2.0.1v1.10.1"}),
+    lines("Forge", f"x\n{A1111_LINE}, Version: f2.0.1v1.10.1", "x", "", {**A1111_PAIRS, "Version": "f2.0.1v1.10.1"}, "forge"),
     lines("ours without the record", f"x\n{A1111_LINE}, Version: ldm 0.1.0", "x", "", {**A1111_PAIRS, "Version": "ldm 0.1.0"}, "ldm"),
     # stable-diffusion.cpp
-    lines(
-        "its version",
-        f"{SDCPP}, Version: stable-diffusion.cpp",
-        "a lovely cat",
-        "blur",
-        {
-            "Steps": "20",
-            "CFG scale": "7.0",
-            "Guidance": "3.5",
-            "Seed": "42",
-            "Size": "512x512",
-            "Model": "m",
-            "RNG": "cuda",
-            "Version": "stable-diffusion.cpp",
-        },
-        "sd.cpp",
-    ),
-    lines(
-        "its object",
-        f'{SDCPP}, Version: stable-diffusion.cpp master-5, SDCPP: {{"a": 1, "b": 2}}',
-        "a lovely cat",
-        "blur",
-        {
-            "Steps": "20",
-            "CFG scale": "7.0",
-            "Guidance": "3.5",
-            "Seed": "42",
-            "Size": "512x512",
-            "Model": "m",
-            "RNG": "cuda",
-            "Version": "stable-diffusion.cpp master-5",
-            "SDCPP": '{"a": 1',
-        },
-        "sd.cpp",
+    *(
+        lines(name, f"{SDCPP}, {text}", "a lovely cat", "blur", {**SDCPP_PAIRS, **pairs}, "sd.cpp")
+        for name, text, pairs in (
+            ("its version", "Version: stable-diffusion.cpp", {"Version": "stable-diffusion.cpp"}),
+            (
+                "its object",
+                'Version: stable-diffusion.cpp master-5, SDCPP: {"a": 1, "b": 2}',
+                {"Version": "stable-diffusion.cpp master-5", "SDCPP": '{"a": 1'},
+            ),
+        )
     ),
     # ComfyUI
     comfy("the first graph", graph()),
@@ -249,6 +229,7 @@ STRANGERS = [
     comfy(
         "a network between",
         graph(**{"3": sampler(model=["11", 0]), "11": {"class_type": "LoraLoader", "inputs": {"lora_name": "l", "model": ["4", 0]}}}),
+        settings={**FULL, "LoRA": "l"},
     ),
     comfy(
         "a prompt in a node of its own",
@@ -260,7 +241,32 @@ STRANGERS = [
         ),
         "from afar",
     ),
-    comfy("SDXL's node", graph(**{"6": {"class_type": "CLIPTextEncodeSDXL", "inputs": {"text_g": "big", "text_l": "small"}}}), "big"),
+    comfy(
+        "SDXL's node",
+        graph(**{"6": {"class_type": "CLIPTextEncodeSDXL", "inputs": {"text_g": "big", "text_l": "small"}}}),
+        "small",
+        settings={**FULL, "Second prompt": "big"},
+    ),
+    comfy(
+        "SDXL's sizes, another layer, a negative of zeros, a part of the steps",
+        graph(
+            **{
+                "3": {**sampler(positive=["6", 0], negative=["17", 0], end_at_step=12), "class_type": "KSamplerAdvanced"},
+                "6": {"class_type": "CLIPTextEncodeSDXL", "inputs": {"text_g": "a", "text_l": "a", "clip": ["16", 0], **SIZES}},
+                "16": {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": -3, "clip": ["4", 1]}},
+                "17": {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["6", 0]}},
+            }
+        ),
+        "a",
+        "",
+        {**FULL, "Clip skip": "3", "Original size": "2048x1024", "Crop": "64x8", "Target size": "512x256"}
+        | {"Steps run": "0 to 12", "Negative": "zeroed"},
+    ),
+    Stranger(
+        "comfyui: a sampler put together",
+        {"prompt": json.dumps({"1": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}}})},
+        "unknown",
+    ),
     comfy(
         "a ControlNet between",
         graph(
@@ -269,10 +275,12 @@ STRANGERS = [
                 "13": {"class_type": "ControlNetApplyAdvanced", "inputs": {"positive": ["6", 0], "negative": ["7", 0]}},
             }
         ),
+        settings={**FULL, "Nodes": "ControlNetApplyAdvanced"},
     ),
     comfy(
         "a combination",
         graph(**{"3": sampler(positive=["14", 0]), "14": {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": ["6", 0]}}}),
+        settings={**FULL, "Nodes": "ConditioningCombine"},
     ),
     comfy(
         "a seed by a link",
@@ -284,7 +292,12 @@ STRANGERS = [
         graph(**{"5": {"class_type": "VAEEncode", "inputs": {}}}),
         settings={k: v for k, v in FULL.items() if k != "Size"},
     ),
-    comfy("a circle", graph(**{"6": {"class_type": "ConditioningConcat", "inputs": {"conditioning_to": ["6", 0]}}}), ""),
+    comfy(
+        "a circle",
+        graph(**{"6": {"class_type": "ConditioningConcat", "inputs": {"conditioning_to": ["6", 0]}}}),
+        "",
+        settings={**FULL, "Nodes": "ConditioningConcat"},
+    ),
     comfy("links to nothing", {"3": sampler(positive=["99", 0])}, "", "", COMFY),
     comfy("no inputs", {"3": {"class_type": "KSampler"}}, "", "", {}),
     comfy(

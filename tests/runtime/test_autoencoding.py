@@ -45,14 +45,14 @@ def test_a_copy_is_wider_and_goes_again(vae: VAE) -> None:
 def test_tries_go_from_float16_to_float32(vae: VAE) -> None:
     z = faults.latents(0)
     with pytest.warns(RuntimeWarning, match="VAE decode: values that are not finite in float16: decoding again in bfloat16") as seen:
-        image = autoencoding.decode(vae, z)
+        image = autoencoding.decode(vae, z)[0]
     assert len(seen) == 1 and seen[0].filename == __file__
     with autoencoding.widened(vae, torch.float32) as full:
-        exact = autoencoding.decode(full, z)
+        exact = autoencoding.decode(full, z)[0]
     assert 0 < (image - exact).abs().max() * faults.LEVEL < 3
     vae.decoder.conv_out.register_forward_pre_hook(lambda module, args: args[0] * float("inf") if args[0].dtype != torch.float32 else None)
     with pytest.warns(RuntimeWarning) as seen:
-        assert torch.equal(autoencoding.decode(vae, z), exact)
+        assert torch.equal(autoencoding.decode(vae, z)[0], exact)
     assert [str(each.message).partition("finite ")[2] for each in seen] == [
         "in float16: decoding again in bfloat16",
         "in bfloat16: decoding again in float32",
@@ -85,10 +85,10 @@ def test_threads_do_not_see_each_others_tries(vae: VAE) -> None:
 
     def run(seed: int) -> torch.Tensor:
         gate.wait()
-        return autoencoding.decode(vae, faults.latents(seed))
+        return autoencoding.decode(vae, faults.latents(seed))[0]
 
     with torch.no_grad():
-        alone = [autoencoding.decode(vae, faults.latents(seed)) for seed in range(8)]
+        alone = [autoencoding.decode(vae, faults.latents(seed))[0] for seed in range(8)]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(run, range(8)))
     assert all(torch.equal(one, two) for one, two in zip(alone, together, strict=True))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ldm
+from ldm.checkpoint.memory import RESERVE
 from ldm.errors import MemoryNeedError
 from ldm.models.shapes import Family, load_family
 from ldm.models.vae import VAE
@@ -127,7 +128,30 @@ def test_a_plan_is_the_jobs() -> None:
     made = need.plan_of(*resolve(job, family), family, **kinds)
     assert (made.width, made.height, made.rows, made.chunks, made.device) == (64, 32, 2, 2, "cpu")
     made = need.plan_of(*resolve(replace(job, cfg=1.0), family), family, **kinds | {"device": torch.device("cuda:1")})
-    assert (made.rows, made.chunks, made.device) == (3, 1, "cuda:1")
+    assert (made.rows, made.chunks, made.device, made.batch) == (3, 1, "cuda:1", 3)
+    assert str(made) == "64x32 in float32 in a batch of 3"
+
+
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [
+        (15, "take batch 7 (14"),
+        (10, "take batch 5 (10"),
+        (1.9, "take dtype bfloat16 (1.6"),
+        (1.1, "take batch 5 and dtype bfloat16 (1.0"),
+        (0.3, "take batch 1 and dtype bfloat16 (200"),
+        (0.1, "take batch 1 and width 128 and height 128 (31"),
+    ],
+)
+def test_a_smaller_batch_is_advised_first(units: float, said: str) -> None:
+    """By a need that is simple: two units a picture of 1024x1024 in float32, a fifth of one in half precision."""
+    chosen = replace(plan(FAMILIES["base"], 1024), device="cuda", rows=16, batch=8)
+
+    def amount(each: Plan) -> int:
+        pixels, width = each.width * each.height / 2**20, {4: 2.0, 2: 0.2}[each.dtype.itemsize]
+        return int(10**9 * each.batch * pixels * width)
+
+    assert said in need._advice(chosen, int(units * 10**9) + RESERVE, amount)
 
 
 def test_generate_refuses_what_will_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

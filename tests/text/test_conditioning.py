@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.diffusion.profiles import load_profile
 from ldm.errors import InputError
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, load_family
 from ldm.text import conditioning
-from ldm.text.conditioning import Conditioning, decide_zero, encode, fourier, same_length, size_numbers, zeroed
-from ldm.text.prompt import CHUNK, tower_ids
+from ldm.text.conditioning import Conditioning, decide_zero, encode, fourier, size_numbers, zeroed
+from ldm.text.course import same_length
+from ldm.text.prompt import CHUNK, tower_texts
 from tests.models.tiny import tiny
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "text.json").read_text(encoding="utf-8"))
@@ -34,9 +36,9 @@ def towers(family: Family) -> list[CLIPText]:
 
 
 def encoded(text: str, towers: list[CLIPText], family: Family) -> Conditioning:
-    ids = tower_ids([text] * len(towers), [tower.shape.pad_token for tower in towers])
+    texts = tower_texts([text] * len(towers), [tower.shape.pad_token for tower in towers], load_profile("comfyui"))
     with torch.inference_mode():
-        return encode(towers, family, ids, size_numbers(family.numbers, size=(768, 512)))
+        return encode(towers, family, [texts], size_numbers(family.numbers, size=(768, 512)))[0]
 
 
 def test_published_check_values() -> None:
@@ -93,7 +95,7 @@ def test_order_of_the_numbers_equals_diffusers() -> None:
 def test_shapes_and_parts(family: Family, towers: list[CLIPText]) -> None:
     text = "a cat, " * 60
     cond = encoded(text, towers, family)
-    ids = tower_ids([text] * len(towers), [tower.shape.pad_token for tower in towers])
+    ids = [each.ids for each in tower_texts([text] * len(towers), [tower.shape.pad_token for tower in towers], load_profile("comfyui"))]
     assert cond.context.shape == (1, 77 * 3, family.unet.context_dim)
     assert cond.vector.shape == (1, family.unet.vector_dim)
     column = 0

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ldm.diffusion.profiles import load_profile
 from ldm.errors import InputError
 from ldm.text import prompt
-from ldm.text.prompt import CHUNK, LENGTH, chunks, padded, tower_ids, warnings_for
-from ldm.text.tokenizer import COMMA, END, START, encode
+from ldm.text.prompt import CHUNK, Token, chunks, parsed, tower_texts, warnings_for, weighted
+from ldm.text.tokenizer import COMMA, END, LENGTH, START, encode, padded
 
 A = 320  # the word "a"
+COMFYUI, A1111 = load_profile("comfyui"), load_profile("a1111")
 TOKENS = st.lists(st.sampled_from([A, A, A, 1, 2, COMMA]), max_size=400)
 
 
@@ -74,7 +76,7 @@ def test_padding() -> None:
 
 
 def test_each_tower_has_its_padding() -> None:
-    first, second = tower_ids(["a cat, " * 40] * 2, [END, 0])
+    first, second = (text.ids for text in tower_texts(["a cat, " * 40] * 2, [END, 0], COMFYUI))
     assert [len(first), len(second), *map(len, first + second)] == [2, 2, *[LENGTH] * 4]
     spread = [[token for token in chunk if token not in (START, END, 0)] for chunk in second]
     assert list(chain.from_iterable(spread)) == encode("a cat, " * 40)
@@ -84,44 +86,99 @@ def test_each_tower_has_its_padding() -> None:
 
 
 def test_a_shorter_second_text_gets_empty_chunks() -> None:
-    first, second = tower_ids(["a " * 200, "a cat"], [END, 0])
-    assert len(first) == len(second) == 3
-    assert second == [padded(encode("a cat"), 0), padded([], 0), padded([], 0)]
+    first, second = tower_texts(["a " * 200, "a (cat:1.5)"], [END, 0], COMFYUI)
+    assert len(first.ids) == len(second.ids) == 3
+    assert second.ids == [padded(encode("a cat"), 0), padded([], 0), padded([], 0)]
+    assert second.weights == [[1, 1, 1.5, *[1] * 74], [1] * 77, [1] * 77]
+    assert [len(text.ids) for text in tower_texts(["a"], [0], COMFYUI, count=4)] == [4]
 
 
 def test_as_many_texts_as_towers() -> None:
     with pytest.raises(ValueError):
-        tower_ids(["a", "b"], [0])
+        tower_texts(["a", "b"], [0], COMFYUI)
 
 
-@pytest.mark.parametrize("text", ["a\0b", "a \udcff", "a" * 100_001])
+@pytest.mark.parametrize("text", ["a\0b", "a \udcff", "a" * 100_001, "a (cat:11)"])
 def test_refused_texts(text: str) -> None:
     with pytest.raises(InputError) as error:
-        tower_ids(["a cat", text], [END, 0])
+        tower_texts(["a cat", text], [END, 0], COMFYUI)
     assert "\n" not in str(error.value)
 
 
+def run(count: int, weight: float = 1.0) -> list[Token]:
+    return [(A, weight)] * count
+
+
 @pytest.mark.parametrize(
-    "text", ["(red:1.2)", "((red))", "[red]", "[cat:dog:0.5]", "<lora:style:0.8>", "BREAK", "AND", "embedding:style", "{red|blue}"]
+    ("runs", "wanted"),
+    [
+        ([70, 8], [75, 3]),  # 8 tokens are cut
+        ([70, 7], [70, 7]),  # 7 move whole
+        ([75, 7], [75, 7]),
+        ([75, 8], [75, 8]),
+        ([70, 5], [75]),
+        ([160, 3], [75, 75, 13]),
+        ([149, 4], [75, 74, 4]),
+        ([7] * 11, [70, 7]),
+        ([], [0]),
+        ([0], [0]),
+    ],
 )
-def test_words_of_prompt_languages_are_literal_with_one_warning(text: str) -> None:
-    (warning,) = warnings_for(f"a cat, {text}, a dog {text} (old:2)")
-    assert text.strip("()") in warning
+def test_short_runs_of_one_weight_are_not_cut(runs: list[int], wanted: list[int]) -> None:
+    made = weighted([run(count, k + 1) for k, count in enumerate(runs)], "plain")
+    assert [len(chunk) for chunk in made] == wanted
+    assert list(chain.from_iterable(made)) == [token for k, count in enumerate(runs) for token in run(count, k + 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a BREAK a", [1, 1]),
+        ("a BREAK BREAK a", [1, 0, 1]),
+        ("BREAK a", [0, 1]),
+        ("a BREAK", [1]),
+        ("BREAK", [0]),
+        ("a " * 75 + "BREAK a", [75, 1]),
+        ("a " * 76 + "BREAK a", [75, 1, 1]),
+        ("(a BREAK a)", [3]),  # its weight is changed: a word
+        ("a, " * 37 + "a a a", [74, 3]),  # the comma rule, from the chunk's own start
+    ],
+)
+def test_break_ends_a_chunk(text: str, wanted: list[int]) -> None:
+    assert [len(chunk) for chunk in parsed(text, A1111)] == wanted
+    assert len(parsed("a BREAK a", COMFYUI)) == 1
+
+
+@pytest.mark.parametrize("text", ["<lora:style:0.8>", "embedding:style"])
+@pytest.mark.parametrize("name", ["a1111", "comfyui", "sgm"])
+def test_words_without_a_meaning_are_literal_with_one_warning(text: str, name: str) -> None:
+    (warning,) = warnings_for(f"a cat, {text}, a dog {text}", load_profile(name))
+    assert text in warning
     assert "\n" not in warning
 
 
+@pytest.mark.parametrize(
+    ("text", "readers"), [("[red]", 1), ("[cat:dog:0.5]", 1), ("BREAK", 1), ("AND", 1), ("(red:1.2)", 2), ("((red))", 2)]
+)
+def test_words_that_another_profile_reads_are_told(text: str, readers: int) -> None:
+    told = [bool(warnings_for(f"a {text} b", load_profile(name))) for name in ("a1111", "comfyui", "sgm")]
+    assert told == [k >= readers for k in range(3)]
+
+
 @pytest.mark.parametrize("text", ["", "a cat", "breakfast and a break", "f/1.8, 1girl", "a < b", "smile :) (", "{red}"])
-def test_plain_words_give_no_warning(text: str) -> None:
-    assert warnings_for(text) == []
+@pytest.mark.parametrize("name", ["a1111", "comfyui", "sgm"])
+def test_plain_words_give_no_warning(text: str, name: str) -> None:
+    assert warnings_for(text, load_profile(name)) == []
 
 
 def test_a_long_list_of_words_stays_one_line() -> None:
-    (warning,) = warnings_for(" ".join(f"({k} {'x' * 100})" for k in range(50)))
+    (warning,) = warnings_for(" ".join(f"[{k} {'x' * 100}]" for k in range(50)), COMFYUI)
     assert len(warning) < 250
     assert "47 more" in warning
 
 
 def test_dropped_tokens_are_told() -> None:
-    assert warnings_for("a " * 75, "cut") == []
-    assert "last 5 of 80" in warnings_for("a " * 80, "cut")[0]
-    assert warnings_for("a " * 80) == []
+    sgm = load_profile("sgm")
+    assert warnings_for("a " * 75, sgm) == []
+    assert "last 5 of 80" in warnings_for("a " * 80, sgm)[0]
+    assert warnings_for("a " * 80, COMFYUI) == []

@@ -11,74 +11,37 @@ noise of x's shape for step i and an interval. Gradients are recorded unless the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers.dpmpp import dpmpp_2m, dpmpp_2m_sde, dpmpp_sde
-from ldm.diffusion.samplers.euler import euler, euler_a
-from ldm.diffusion.samplers.heun import heun
-from ldm.diffusion.samplers.lms import lms
+from ldm.diffusion import names
 from ldm.diffusion.samplers.loop import Denoise, NoiseFn, Step
-from ldm.errors import InputError, near_matches
+from ldm.diffusion.samplers.rules import follow
+from ldm.diffusion.samplers.table import SAMPLERS, Run, Sampler
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
+    from ldm.diffusion.table import SigmaTable
 
-Run = Callable[[Denoise, Tensor, Sequence[float], NoiseFn], Iterator[Step]]
 
+def get(name: str, profile: Profile, table: SigmaTable | None = None) -> Sampler:
+    """The sampler of this name, ours or another engine's, with the profile's rules, for a model of this table, if it is not the plain one.
 
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """One row of the table.
-
-    `noise`: "none", "ancestral" (independent draws) or "brownian" (increments of one path). `minimum`: the fewest steps at
-    which Gaussian data of std 0.7 keep their spread to within 20 % on the Karras schedule; below, results are poor unless
-    the model was made for few steps. `log_time`: k-diffusion's code asks for noise at exp(log(sigma)).
+    InputError with near matches for an unknown name.
     """
-
-    name: str
-    run: Run
-    evaluations: int  # of the denoiser, a step; the step to sigma 0 takes one
-    noise: Literal["none", "ancestral", "brownian"]
-    minimum: int
-    log_time: bool = False
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether it draws noise on the way."""
-        return self.noise != "none"
-
-
-_TABLE = (
-    Sampler("euler", euler, 1, "none", 9),
-    Sampler("euler_a", euler_a, 1, "ancestral", 15),
-    Sampler("heun", heun, 2, "none", 7),
-    Sampler("lms", lms, 1, "none", 6),
-    Sampler("dpmpp_2m", dpmpp_2m, 1, "none", 4),
-    Sampler("dpmpp_sde", dpmpp_sde, 2, "brownian", 5, log_time=True),
-    Sampler("dpmpp_2m_sde", dpmpp_2m_sde, 1, "brownian", 4),
-    Sampler("ddim", euler, 1, "none", 9),  # at eta 0 DDIM's points are Euler's
-)
-SAMPLERS: dict[str, Sampler] = {row.name: row for row in _TABLE}
-
-
-def get(name: str, profile: Profile) -> Sampler:
-    """The sampler `name` with the profile's rules; InputError with near matches for an unknown name."""
-    if name not in SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}: {near_matches(name, list(SAMPLERS))}")
-    sampler = SAMPLERS[name]
-    if sampler.run is lms:
-        return replace(sampler, run=partial(lms, denoised_last=profile.multistep_last == "denoised"))
-    return sampler
+    return follow(SAMPLERS[names.sampler(name)[0]], profile, table)
 
 
 def evaluated(sampler: Sampler, sigmas: Sequence[float]) -> list[float]:
-    """Every sigma at which `sampler` calls the denoiser, in order, midpoints included: found by a dry run on one zero."""
+    """Every sigma at which `sampler` calls the denoiser, in order, midpoints included: found by a dry run on one zero.
+
+    None for an adaptive one: what it will ask depends on the answers.
+    """
+    if sampler.adaptive:
+        return []
     seen: list[float] = []
 
     def watch(x: Tensor, sigma: float) -> Tensor:
@@ -91,7 +54,4 @@ def evaluated(sampler: Sampler, sigmas: Sequence[float]) -> list[float]:
     return seen
 
 
-__all__ = [
-    "SAMPLERS", "Denoise", "NoiseFn", "Run", "Sampler", "Step",
-    "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_sde", "euler", "euler_a", "evaluated", "get", "heun", "lms",
-]  # fmt: skip
+__all__ = ["SAMPLERS", "Denoise", "NoiseFn", "Run", "Sampler", "Step", "evaluated", "get"]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from ldm.diffusion.samplers.loop import Denoise, NoiseFn, Step, ancestral, toward, walk
+from ldm.diffusion.samplers.loop import Denoise, NoiseFn, Step, toward, walk, walk_renewing
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: NoiseFn | None = None) -> Iterator[Step]:
@@ -16,9 +16,4 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: NoiseFn |
 
 def euler_a(denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: NoiseFn) -> Iterator[Step]:
     """Euler's step down below the next sigma, then fresh noise up to it."""
-
-    def advance(s: Step) -> Tensor:
-        down, up = ancestral(s.sigma, s.sigma_next)
-        return toward(s.x0, s.x, down / s.sigma) + noise(s.i, s.sigma, s.sigma_next) * up
-
-    return walk(denoise, x, sigmas, advance)
+    return walk_renewing(denoise, x, sigmas, noise, lambda s, down: toward(s.x0, s.x, down / s.sigma))

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from ldm.diffusion.samplers.loop import Denoise, NoiseFn, Step, toward, walk
+from ldm.diffusion.samplers.integrals import lagrange
+from ldm.diffusion.samplers.loop import Denoise, NoiseFn, Step, walk, weighted
 
 ORDER = 4
 
@@ -24,10 +25,8 @@ def lms(
     def advance(s: Step) -> Tensor:
         slopes.appendleft((s.x - s.x0) / s.sigma)
         nodes = sigmas[s.i :: -1][: len(slopes)]
-        out = toward(s.x0, s.x, s.sigma_next / s.sigma)  # the weights' sum times the newest slope: Euler's step
-        for j, slope in list(enumerate(slopes))[1:]:
-            out = out + (slope - slopes[0]) * lagrange_integral(nodes, j, s.sigma_next)
-        return out
+        weights = [lagrange_integral(nodes, j, s.sigma_next) for j in range(len(slopes))]
+        return weighted(s, weights, slopes)
 
     return walk(denoise, x, sigmas, advance, denoised_last=denoised_last)
 
@@ -35,10 +34,5 @@ def lms(
 def lagrange_integral(nodes: Sequence[float], j: int, end: float) -> float:
     """The integral from nodes[0] to `end` of the polynomial that is 1 at nodes[j] and 0 at the others."""
     width = end - nodes[0]
-    at = [(node - nodes[0]) / width for node in nodes]  # in u = (sigma - nodes[0]) / width, from 0 to 1
-    powers = [1.0]  # coefficients of 1, u, u² ...
-    for k, zero in enumerate(at):
-        if k != j:
-            shifted, scaled = [0.0, *powers], [*(zero * c for c in powers), 0.0]
-            powers = [(a - b) / (at[j] - zero) for a, b in zip(shifted, scaled, strict=True)]
+    powers = lagrange([(node - nodes[0]) / width for node in nodes], j)  # in u = (sigma - nodes[0]) / width, from 0 to 1
     return width * sum(c / (p + 1) for p, c in enumerate(powers))

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ldm.errors import InputError
-
 HIGHEST = 1e12  # far beyond any schedule; its square is far inside float32
 Denoise = Callable[[Tensor, float], Tensor]  # (x, sigma) -> x0
-NoiseFn = Callable[[int, float, float], Tensor]  # (i, sigma, sigma_next) -> unit noise, of x's shape
+# (i, sigma, sigma_next) -> unit noise, of x's shape. i counts what a run draws: the step where each step draws once. A solver that draws
+# n times a step counts n * step, n * step + 1 ...; one that draws at some of its steps only counts those (engines draw in that order).
+NoiseFn = Callable[[int, float, float], Tensor]
 
 
 class Step(NamedTuple):
@@ -42,9 +42,29 @@ def walk(denoise: Denoise, x: Tensor, sigmas: Sequence[float], advance: Advance,
         yield Step(i, sigma, sigma_next, x, x0)
 
 
+def walk_renewing(
+    denoise: Denoise, x: Tensor, sigmas: Sequence[float], noise: NoiseFn, onward: Callable[[Step, float], Tensor]
+) -> Iterator[Step]:
+    """`walk` with steps that `onward` makes down below the next sigma, to `ancestral`'s; fresh noise leads up to it."""
+
+    def advance(s: Step) -> Tensor:
+        down, up = ancestral(s.sigma, s.sigma_next)
+        return onward(s, down) + noise(s.i, s.sigma, s.sigma_next) * up
+
+    return walk(denoise, x, sigmas, advance)
+
+
 def toward(x0: Tensor, x: Tensor, ratio: float) -> Tensor:
     """The point on the line from x0 to x at `ratio` of the way: where x0 stays as it is while sigma shrinks by `ratio`."""
     return x0 + (x - x0) * ratio
+
+
+def weighted(s: Step, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x plus the weighted slopes, newest first. The weights' sum times the newest is Euler's step: only the others are added to it."""
+    out = toward(s.x0, s.x, s.sigma_next / s.sigma)
+    for weight, slope in list(zip(weights, slopes, strict=True))[1:]:
+        out = out + (slope - slopes[0]) * weight
+    return out
 
 
 def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
@@ -56,9 +76,17 @@ def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
     return math.sqrt(sigma_next**2 - up**2), up
 
 
+def uncond(denoise: Denoise, x0: Tensor) -> Tensor:
+    """The unconditional x0 of the denoiser's last call; where there is none, `x0`, which that call gave."""
+    out: Tensor | None = getattr(denoise, "uncond", None)
+    return x0 if out is None else out
+
+
 def check_sigmas(sigmas: Sequence[float]) -> None:
     """InputError unless they can be walked down: two or more below HIGHEST, strictly decreasing to 0 or above."""
     falling = all(HIGHEST > a > b >= 0 for a, b in pairwise(sigmas))
     if len(sigmas) < 2 or not falling:
+        from ldm.errors import InputError
+
         rule = f"give two or more below {HIGHEST:g}, strictly decreasing to 0 or above"
         raise InputError(f"cannot sample along sigmas {[*sigmas][:4]}: {rule}")
