@@ -72,6 +72,8 @@ def notes_on(job: Job, rules: Profile) -> list[str]:
         notes.append(f"clip_skip has no effect under profile {rules.name}: it has none on SDXL there")
     if job.subseed is not None and not job.subseed_strength:
         notes.append("a variation seed has no effect without --subseed-strength")
+    if job.sampler in rules.open_grid and job.schedule not in (None, "ddim_uniform"):
+        notes.append(f"profile {rules.name}: its {job.sampler} has a grid of its own: schedule {job.schedule} has no effect")
     if job.sampler in rules.unfollowed:
         notes.append(f"profile {rules.name}: its {job.sampler} has rules of its own, which are not followed yet: the picture differs")
     return list(dict.fromkeys(notes))

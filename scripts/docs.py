@@ -32,7 +32,8 @@ HEAD = """# The command
 ## `ldm sample`
 
 Every flag, its range and its default. The names in the third column are those of the same value in `--params` (JSON),
-in presets (TOML) and in prompt files (.jsonl, .csv). What other programs call a flag is understood too (fourth column).
+in presets (TOML) and, but for `size`, `ar` and what is about the whole run, in prompt files (.jsonl, .csv). What other programs call
+a flag is understood too (fourth column), and `--cfg_scale` as `--cfg-scale`.
 
 | flag | meaning | name | also |
 |---|---|---|---|

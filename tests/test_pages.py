@@ -149,9 +149,9 @@ def run_make(words: list[str], place: Path) -> None:
         python[target],
         *([arguments[target]] if target in arguments else []),
     ]
-    done = subprocess.run(
-        ["make", *words], cwd=home, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "TORCH"))}  # this may itself run under make
+    env = plain | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["make", *words], cwd=home, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (home / ".venv").exists() == (target != "clean")
     if target == "sample":

@@ -10,6 +10,7 @@ from functools import cache
 from ldm.commands.flags import made
 from ldm.diffusion import profiles
 from ldm.diffusion.names import SOLVERS, SPACINGS, Solver, Spacing
+from ldm.errors import InputError, near_matches
 from ldm.flags import Parser
 
 ENGINES = ("A1111", "ComfyUI", "diffusers")
@@ -21,6 +22,9 @@ def run(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     samplers = [row for row in SOLVERS.values() if _asked(row, options.words)]
     schedules = [row for row in SPACINGS.values() if _asked(row, options.words)]
+    if not samplers and not schedules:
+        near = near_matches(options.words[0], [*SOLVERS, *SPACINGS])
+        raise InputError(f"no sampler or schedule has {' and '.join(options.words)!r} in its names: {near}")
     as_json = options.json or options.format == "json"
     for line in _objects(samplers, schedules) if as_json else _tables(samplers, schedules):
         print(line)

@@ -92,6 +92,8 @@ def _name(word: Word, letters: bool) -> str:
     if name in _HALVES or name in _LATER:
         return name
     if name not in _known():
+        if name in ("size", "ar"):
+            raise word.refuse(f"{word.name} is for the command, --params and presets: give width and height")
         if name in KNOBS:
             raise word.refuse(f"{word.name} is about the whole run: give it to the command")
         shown = f"option --{word.name[:40]}" if letters else repr(word.name[:40])

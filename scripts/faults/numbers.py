@@ -68,8 +68,8 @@ def poisoned_update(at: int, place: int | None, value: float) -> Iterator[None]:
                 step.x.view(-1)[slice(None) if place is None else place] = value
             yield step
 
-    def poisoned(name: str, profile: Profile) -> Sampler:
-        sampler = get(name, profile)
+    def poisoned(name: str, profile: Profile, table: schedules.SigmaTable | None = None) -> Sampler:
+        sampler = get(name, profile, table)
         return replace(sampler, run=partial(walked, sampler.run))
 
     samplers.get = poisoned

@@ -27,10 +27,14 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line == line.rstrip() and len(line) < 240 for line in lines)
 
 
+def test_a_word_of_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samplers", "dpmpp_4m"]) == 2
+    assert "'dpmpp_4m' in its names: did you mean dpmpp_2m" in capsys.readouterr().err
+
+
 def test_words_choose_by_any_engines_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in told(capsys, "EulerAncestral")[1:-1]] == ["euler_a"]
     assert told(capsys, "SGM uni")[-1].split()[:3] == ["sgm_uniform", "SGM", "Uniform"]
-    assert told(capsys, "no such thing") == []
 
 
 @pytest.mark.parametrize("flags", [["--json"], ["--format", "json"], ["--format=json"]])
