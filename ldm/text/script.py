@@ -42,7 +42,8 @@ def of(job: Job, rules: Profile) -> tuple[tuple[Part, ...], tuple[Part, ...] | N
     from ldm.diffusion import samplers
 
     solver, seed = samplers.get(str(job.sampler), rules), job.seed or 0
-    calls = int(job.steps or 0) * (2 if solver.evaluations == 2 else 1)  # what A1111 plans for, however many there will be
+    steps = int(job.steps or len(job.sigmas or ()) - 1)
+    calls = steps * (2 if solver.evaluations == 2 else 1)  # what A1111 plans for, however many there will be
     told = read("prompt", job.prompt, job.prompt_2, rules, calls, seed)
     if job.cfg == 1 and [part.weight for part in told] == [1] and not solver.needs_uncond:
         return told, None

@@ -57,6 +57,8 @@ def test_the_negative_is_read_where_guidance_needs_it() -> None:
 
 def test_calls_are_the_denoisers() -> None:
     assert [len(script.of(job(prompt="[a:b:0.5]", sampler=name), A1111)[0][0].at) for name in ("euler", "heun")] == [4, 8]
+    asked = [job(prompt="[a:b:0.5]", sampler=name, steps=5) for name in ("ddim", "dpm_adaptive")]  # which make fewer calls, or more
+    assert [len(script.of(each, A1111)[0][0].at) for each in asked] == [5, 5]
 
 
 def test_words_follow_the_seed_of_the_picture() -> None:
