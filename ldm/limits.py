@@ -48,4 +48,5 @@ LIMITS = {
     "negative_2": Limit(0, 100_000, note=" characters"),
     "weight": Limit(-10, 10),
 }
+SEEDS = ("seed", "subseed")  # of these the k-th picture takes the k-th after the first
 HIGHEST_SIGMA = 1e6  # a user's noise levels stay below; the highest of any schedule is 4519

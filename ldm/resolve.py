@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from ldm import buckets
+from ldm.checks import validate
 from ldm.diffusion import names, profiles, samplers, schedules
 from ldm.diffusion.profiles import Profile
 from ldm.errors import InputError
+from ldm.limits import SEEDS
 from ldm.models.shapes import Family
-from ldm.options import SEEDS, Job, validate
+from ldm.options import Job
 from ldm.text import prompt, script
 from ldm.text.conditioning import depths
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 import ldm
 from ldm import pictures
+from ldm.checks import validate
 from ldm.commands import main
 from ldm.diffusion import noise, profiles, samplers
 from ldm.errors import InputError
 from ldm.metadata import a1111, native
-from ldm.options import Job, alone, validate
+from ldm.options import Job, alone
 from ldm.resolve import notes_on, resolve
 from ldm.text import conditioning
 

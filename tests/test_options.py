@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ldm.checks import validate
 from ldm.errors import InputError
 from ldm.flags import given as flags_given
 from ldm.flags import parser
 from ldm.layers import layered
 from ldm.limits import LIMITS
-from ldm.options import KNOBS, Job, validate
+from ldm.options import KNOBS, Job
 
 
 def job(*argv: str) -> Job:

@@ -13,13 +13,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ldm.checks import validate
 from ldm.commands.making import make_one
 from ldm.commands.streams import complain, say
 from ldm.errors import InputError, LdmError
 from ldm.jobs import prompts
 from ldm.layers import table
 from ldm.metadata.native import SAVED
-from ldm.options import Job, validate
+from ldm.options import Job
 
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline

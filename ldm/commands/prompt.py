@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+from ldm.checks import check_text
 from ldm.commands.streams import printable
 from ldm.diffusion import profiles
 from ldm.diffusion.profiles import Profile
 from ldm.errors import InputError
 from ldm.flags import Parser
-from ldm.options import KNOBS, check_text
+from ldm.options import KNOBS
 from ldm.text import prompt, script
 from ldm.text.tokenizer import decode, encode
 from ldm.values import assignment

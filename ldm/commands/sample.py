@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ldm
 from ldm import catalogue
 from ldm.checkpoint.memory import size
+from ldm.checks import validate
 from ldm.commands import again, output
 from ldm.commands.making import make_one
 from ldm.commands.progress import Bar
@@ -27,7 +28,7 @@ from ldm.jobs import prompts
 from ldm.jobs.fields import Task
 from ldm.layers import layered, picture_layer
 from ldm.metadata.native import SAVED
-from ldm.options import Job, validate
+from ldm.options import Job
 
 BATCH_RULES = {("batch_noise", "one-draw"), ("brownian", "batch")}  # of a profile: a picture then depends on its batch
 

@@ -8,10 +8,11 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from ldm import naming
+from ldm.checks import validate
 from ldm.diffusion import names, profiles
 from ldm.errors import InputError, near_matches
 from ldm.jobs.lines import Word
-from ldm.options import KNOBS, Job, validate
+from ldm.options import KNOBS, Job
 from ldm.values import typed
 
 ROUNDS = 1000  # the highest n_iter

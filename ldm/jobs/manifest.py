@@ -18,9 +18,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ldm.checks import validate
 from ldm.errors import LdmError
 from ldm.files import lock, make_folder, sync_folder
-from ldm.options import KNOBS, SEEDS, Job, validate
+from ldm.limits import SEEDS
+from ldm.options import KNOBS, Job
 
 NAME = "manifest.jsonl"
 DONE, FAILED, STOPPED = "done", "failed", "stopped"

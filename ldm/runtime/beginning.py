@@ -11,8 +11,9 @@ from ldm.diffusion import noise, samplers
 from ldm.diffusion.profiles import Profile
 from ldm.diffusion.table import SigmaTable
 from ldm.diffusion.variation import Variation
+from ldm.limits import SEEDS
 from ldm.models.shapes import Family
-from ldm.options import SEEDS, Job
+from ldm.options import Job
 
 
 def begin(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ldm.options import check_text
+from ldm.checks import check_text
 from ldm.text.language import pieces
 from ldm.text.tokenizer import COMMA, LENGTH, encode, padded
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ldm.checks import check_text
 from ldm.errors import InputError
-from ldm.options import alone, check_text
+from ldm.options import alone
 from ldm.text.language import choices, editing, pieces
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ldm import limits, options
+from ldm import checks, limits, options
 from ldm.checkpoint import licences
 from ldm.commands import main
 from ldm.metadata import native
@@ -44,7 +44,7 @@ def test_d1_misses_what_fails_after_sampling(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native, "write", write)
     assert not inputs.d1(6).good
     monkeypatch.undo()
-    monkeypatch.setattr(options, "check_text", blind)
+    monkeypatch.setattr(checks, "check_text", blind)
     assert not inputs.d1(6).good
 
 
