@@ -77,18 +77,23 @@ def open_picture(path: Path, *, max_pixels: int = MAX_PIXELS) -> Opened:
     Raises InputError, before any pixel is decoded, for more than `max_pixels` and for other formats; and for files that are cut or damaged.
     """
     with stranger(path) as file:
-        header = look(file, path.name)
-        _check_pixels(path.name, header.size, max_pixels)
-        check_codec(path.name, header.format)
-        file.seek(0)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return _decode(file, header, path.name, max_pixels)
-        except InputError:
-            raise
-        except Exception as error:  # whatever a decoder raises over a stranger's bytes, it is the file that is at fault
-            raise InputError(f"{path.name} is a damaged {header.format} ({str(error)[:80]}): give a whole file") from None
+        return read_picture(file, path.name, max_pixels=max_pixels)
+
+
+def read_picture(file: BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS) -> Opened:
+    """The same of an open file that can be read anywhere; `name` is what errors call it."""
+    header = look(file, name)
+    _check_pixels(name, header.size, max_pixels)
+    check_codec(name, header.format)
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decode(file, header, name, max_pixels)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a decoder raises over a stranger's bytes, it is the file that is at fault
+        raise InputError(f"{name} is a damaged {header.format} ({str(error)[:80]}): give a whole file") from None
 
 
 def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
