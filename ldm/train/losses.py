@@ -35,10 +35,16 @@ def level_weight(kind: Weighting, sigma: Tensor, gamma: float, prediction: Liter
     return {"none": torch.ones_like(snr), "min-snr": snr.clamp(max=gamma) / own, "debiased": snr.sqrt() / own}[kind]
 
 
-def diffusion_loss(predicted: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Mean squared error, picture by picture times `weight` (B,)."""
-    each = (predicted.float() - wanted.float()).square().mean(dim=(1, 2, 3))
-    return (each * weight).mean()
+def diffusion_loss(predicted: Tensor, wanted: Tensor, weight: Tensor, huber: float = 0.0) -> Tensor:
+    """Mean squared error d^2, picture by picture times `weight` (B,).
+
+    With `huber` = c > 0 the pseudo-Huber loss 2 c (sqrt(d^2 + c^2) - c) instead, which is d^2 for small d and 2 c |d| for large ones
+    (Charbonnier et al. 1997; Khrapov et al. 2024 for diffusion).
+    """
+    squares = (predicted.float() - wanted.float()).square()
+    if huber:
+        squares = 2 * huber * ((squares + huber**2).sqrt() - huber)
+    return (squares.mean(dim=(1, 2, 3)) * weight).mean()
 
 
 def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
