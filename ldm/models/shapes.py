@@ -12,6 +12,7 @@ import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
 
 from ldm.errors import InputError
@@ -77,7 +78,9 @@ def _refuse(name: str, value: Any, rule: str) -> NoReturn:
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
-    """`value` as `kind`, where kind is a scalar, a tuple of one kind, a Literal or a nested dataclass."""
+    """`value` as `kind`, where kind is a scalar, a tuple of one kind, a Literal or a nested dataclass, or one of these or None."""
+    if get_origin(kind) is UnionType:
+        kind = next(each for each in get_args(kind) if each is not NoneType)
     origin, args = get_origin(kind), get_args(kind)
     if origin is tuple and isinstance(value, list | tuple):
         if len(value) > MOST_PARTS:

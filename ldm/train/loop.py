@@ -60,7 +60,7 @@ class Trainer:
         restore_optimizer(self.optimizer, part(tensors, "optim."))
         return True
 
-    def save(self) -> Path:
+    def save(self) -> list[Path]:
         parts = {"model": self.task.module.state_dict(), "ema": self.ema.mean, "optim": optimizer_tensors(self.optimizer)}
         tensors = {f"{name}.{key}": value for name, values in parts.items() for key, value in values.items()}
         return save_state(self.folder, self.step, tensors)
@@ -70,9 +70,8 @@ class Trainer:
         rate = learning_rate(self.step, self.numbers)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, figures = self.task.loss(self.step)
-        loss.backward()
-        value, norm = float(loss.detach()), float(nn.utils.clip_grad_norm_(self.task.module.parameters(), self.numbers.clip))
+        value, figures = self._gradients()
+        norm = float(nn.utils.clip_grad_norm_(self.task.module.parameters(), self.numbers.clip))
         if not (math.isfinite(norm) and math.isfinite(value)):
             raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume")
         self.optimizer.step()
@@ -82,6 +81,17 @@ class Trainer:
         return {"loss": value, "lr": rate, "norm": norm, **figures}
 
 
+    def _gradients(self) -> tuple[float, dict[str, float]]:
+        """The gradients of one step's batches, summed where they lie; the means of loss and figures."""
+        count, seen = self.numbers.accumulate, []
+        for k in range(count):
+            loss, figures = self.task.loss(self.step * count + k)
+            (loss / count).backward()
+            seen.append({"": float(loss.detach()), **figures})
+        means = {key: sum(each[key] for each in seen) / count for key in seen[0]}
+        return means.pop(""), means
+
+
 def train(trainer: Trainer, limits: Limits) -> int:
     """Advance to the recipe's last step, or until the clock or `stop` ends it; the state is saved on the way and at the end."""
     begun = saved = time.monotonic()
@@ -89,7 +99,7 @@ def train(trainer: Trainer, limits: Limits) -> int:
     while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
         records.append(trainer.advance())
         if trainer.step % limits.log_every == 0 or trainer.step == trainer.numbers.steps:
-            pace = (trainer.step - first) * trainer.numbers.batch / (time.monotonic() - begun)
+            pace = (trainer.step - first) * trainer.numbers.pictures / (time.monotonic() - begun)
             _log(trainer, records, pace, limits.say)
             records.clear()
         if time.monotonic() - saved > limits.save_seconds:
@@ -102,7 +112,7 @@ def train(trainer: Trainer, limits: Limits) -> int:
 def _log(trainer: Trainer, records: list[dict[str, float]], pace: float, say: Callable[[str], None]) -> None:
     """The means of the last steps, as a line of metrics.jsonl and as one for people."""
     means = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
-    left = (trainer.numbers.steps - trainer.step) * trainer.numbers.batch / pace / 60
+    left = (trainer.numbers.steps - trainer.step) * trainer.numbers.pictures / pace / 60
     trainer.folder.mkdir(parents=True, exist_ok=True)
     line: dict[str, Any] = {"step": trainer.step, **means, "pictures_per_second": pace}
     with (trainer.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:

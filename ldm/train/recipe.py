@@ -5,10 +5,12 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ldm.errors import InputError
 from ldm.models.shapes import Numbers
+
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,12 @@ class Optim(Numbers):
     weight_decay: float  # on matrices and kernels only
     clip: float  # of the gradient's norm
     ema: float  # decay a step, once warm
+    accumulate: int = 1  # batches whose gradients are summed for one step
+
+    @property
+    def pictures(self) -> int:
+        """Of one step."""
+        return self.batch * self.accumulate
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,12 @@ class Recipe(Numbers):
 
 def load_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file. Raises InputError for a file that cannot be read and for unknown or missing keys."""
+    return Recipe.from_dict(read_recipe(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The values of a recipe's file. Raises InputError where it cannot be read or is not TOML."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}: give a training recipe such as configs/train/emoji.toml") from error
-    return Recipe.from_dict(values)

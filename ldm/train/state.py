@@ -1,57 +1,42 @@
-"""A training run on disk: weights, moving average and optimiser in one safetensors file, and a JSON beside it, written last.
+"""A training run on disk: weights, moving average and optimiser, sealed, so that a state is whole or does not count.
 
-The JSON holds the step and the file's sha256, so that a state without it, or one that does not match, counts as damaged and the one
-before it is used. Randomness needs no state of its own: it is drawn from (seed, step).
+Randomness needs no state of its own: it is drawn from (seed, step).
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
-from ldm.checkpoint.writer import content, tensor_items
 from ldm.errors import InputError
-from ldm.files import write_atomic
+from ldm.train.sealed import WHOLE, seal, unseal
 
 KEPT = 2  # states a stage
+STEM = len("state-00000000")
 
 
-def save_state(folder: Path, step: int, tensors: dict[str, Tensor]) -> Path:
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int = WHOLE) -> list[Path]:
     """Write state `step` and remove the oldest ones. A process killed anywhere in here leaves the state before it whole.
 
-    States of later steps, which a run that starts over after damage meets, are left alone and do not count.
+    States of later steps, which a run that starts over after damage meets, are left alone and do not count. `shard`: bytes of a file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    content(tensor_items(tensors))(buffer)
-    data = buffer.getbuffer()
-    path = folder / f"state-{step:08}.safetensors"
-    record = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
-    write_atomic(path, lambda file: file.write(data), overwrite=True)
-    write_atomic(path.with_suffix(".json"), lambda file: file.write(json.dumps(record).encode()), overwrite=True)
-    kept = sorted(record.stem for record in folder.glob("state-*.json") if record.stem <= path.stem)[-KEPT:]
-    for old in (file for file in folder.glob("state-*") if file.stem not in kept and file.stem < path.stem):
+    record = folder / f"state-{step:08}.json"
+    files = seal(record, tensors, {"step": step}, shard)
+    kept = sorted(each.stem for each in folder.glob("state-*.json") if each.stem <= record.stem)[-KEPT:]
+    for old in (file for file in folder.glob("state-*") if file.name[:STEM] not in kept and file.name[:STEM] < record.stem):
         old.unlink()
-    return path
+    return files
 
 
 def load_state(folder: Path, say: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
     """The newest whole state as (step, tensors), or None; a damaged one is named through `say` and passed over."""
     for record in sorted(folder.glob("state-*.json"), reverse=True):
-        try:
-            note = json.loads(record.read_text(encoding="utf-8"))
-            data = record.with_suffix(".safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() == note["sha256"]:
-                return int(note["step"]), load(data)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
+        found = unseal(record)
+        if found is not None and isinstance(found[0].get("step"), int):
+            return found[0]["step"], found[1]
         say(f"{record.stem} is damaged: passed over")
     return None
 

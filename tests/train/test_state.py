@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ldm.errors import InputError
-from ldm.train import state
+from ldm.train import sealed
 from ldm.train.state import load_mean, load_state, save_state
 
 
 def save(folder: Path, step: int) -> Path:
-    return save_state(folder, step, {"model.w": torch.full((3,), float(step)), "ema.w": torch.full((3,), -float(step))})
+    return save_state(folder, step, {"model.w": torch.full((3,), float(step)), "ema.w": torch.full((3,), -float(step))})[0]
 
 
 def step_of(folder: Path) -> int:
@@ -42,8 +42,8 @@ def test_a_kill_while_saving_keeps_the_state_before(tmp_path: Path, monkeypatch:
             raise KeyboardInterrupt
         return written(*args, **options)  # type: ignore[arg-type]
 
-    written = state.write_atomic
-    monkeypatch.setattr(state, "write_atomic", killed)
+    written = sealed.write_atomic
+    monkeypatch.setattr(sealed, "write_atomic", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     assert step_of(tmp_path) == 1
@@ -88,3 +88,30 @@ def test_a_record_that_is_no_object_is_damage(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2).with_suffix(".json").write_text("null")
     assert step_of(tmp_path) == 1
+
+
+@pytest.mark.parametrize("limit", [1, 20, 24, 1000])
+def test_shards_hold_what_one_file_does(tmp_path: Path, limit: int) -> None:
+    tensors = {name: torch.arange(3) * k + 0.5 for k, name in enumerate("abcd")}  # 12 bytes each
+    files = save_state(tmp_path, 5, tensors, limit)
+    assert len(files) == {1: 4, 20: 4, 24: 2, 1000: 1}[limit]
+    found = load_state(tmp_path, pytest.fail)
+    assert found is not None and found[0] == 5
+    assert found[1].keys() == tensors.keys() and all(torch.equal(found[1][name], tensors[name]) for name in tensors)
+    save_state(tmp_path, 6, tensors, limit)
+    save_state(tmp_path, 7, tensors)
+    assert not list(tmp_path.glob("state-00000005*"))
+    assert step_of_any(tmp_path) == 7
+
+
+def step_of_any(folder: Path) -> int:
+    found = load_state(folder, lambda _: None)
+    assert found is not None
+    return found[0]
+
+
+def test_a_shard_that_is_gone_is_damage(tmp_path: Path) -> None:
+    tensors = {name: torch.zeros(3) for name in "abcd"}
+    save_state(tmp_path, 1, tensors, 24)
+    save_state(tmp_path, 2, tensors, 24)[1].unlink()
+    assert step_of_any(tmp_path) == 1

@@ -1,0 +1,147 @@
+"""Pictures and captions as training takes them: latents in their buckets and the captions' features, made once and kept on disk.
+
+What is kept says which weights and files made it, and is made again when those have changed or its bytes are damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ldm.errors import InputError, LdmError
+from ldm.models.shapes import Numbers
+from ldm.train.cache import fingerprint
+from ldm.train.data import to_tensor
+from ldm.train.fitting import Crop, Fit, Size, fit, sizes
+from ldm.train.sealed import read_note, seal, unseal
+
+if TYPE_CHECKING:
+    from ldm.models.vae import VAE
+    from ldm.train.sources import Example, Found
+
+Say = Callable[[str], None]
+Kept = tuple[dict[str, Any], dict[str, Tensor]]  # the note and the tensors
+RECORD = "latents.json"  # in the folder of a run
+SHOWN = 20  # pictures that were left out, said one by one
+
+
+@dataclass(frozen=True)
+class PicturesRecipe(Numbers):
+    size: int  # the root of a bucket's area
+    step: int  # that a bucket's sides are multiples of
+    crop: Crop = "random"
+
+    def __post_init__(self) -> None:
+        self._ranges(16, 4096, "size")
+        self._ranges(8, 256, "step")
+        self._require(self.step % 8 == 0, "step", "expected a multiple of 8")
+        self._require(self.size >= self.step, "size", "expected at least the step")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Row i of each list is one picture; `z` are the means of the VAE's distribution, scaled."""
+
+    z: list[Tensor]  # (C, h, w) float32
+    numbers: Tensor  # (N, 6) float32: original, crop, target, each (height, width) or (top, left)
+    captions: list[str]
+    keep: list[int | None]
+    rows: list[int]  # the pictures of one epoch, those with repeats as often as they ask
+    skipped: list[str]
+
+    def buckets(self) -> list[Size]:
+        """Of each entry of `rows`."""
+        sides = [(int(pair[0]), int(pair[1])) for pair in self.numbers[:, 4:].tolist()]
+        return [sides[row] for row in self.rows]
+
+
+def prepare(folder: Path, found: Found, vae: VAE, recipe: PicturesRecipe, seed: int, say: Say) -> Prepared:
+    """The latents of all pictures that can be opened, from `folder` where they are kept already. Raises InputError where none can."""
+    files = [_mark(each) for each in found.examples]
+    source = hashlib.sha256(repr((fingerprint(vae.state_dict()), recipe, seed, files)).encode()).hexdigest()
+    note, tensors = _kept(folder / RECORD, source) or _made(folder / RECORD, source, _encode(found.examples, vae, recipe, seed, say))
+    used = [found.examples[at] for at in note["used"]]
+    skipped = [*found.skipped, *note["skipped"]]
+    _tell(skipped, len(used), found.notes, say)
+    if not used:
+        raise InputError(f"none of {len(skipped):,} pictures can be used: {skipped[0] if skipped else 'the source is empty'}")
+    scale = vae.shape.scale
+    z = [tensors[f"z.{at}"].float() * scale for at in range(len(used))]
+    rows = [row for row, each in enumerate(used) for _ in range(each.repeats)]
+    return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], rows, skipped)
+
+
+def _mark(example: Example) -> tuple[object, ...]:
+    """What changes when a picture's file does."""
+    try:
+        info = os.stat(example.path)
+    except OSError:
+        return (example.name,)
+    return (str(example.path), example.span, info.st_size, info.st_mtime_ns)
+
+
+def _kept(record: Path, source: str) -> Kept | None:
+    note = read_note(record)
+    return unseal(record) if note is not None and note.get("source") == source else None
+
+
+def _made(record: Path, source: str, made: Kept) -> Kept:
+    seal(record, made[1], {"source": source, **made[0]})
+    return made
+
+
+def _encode(examples: Sequence[Example], vae: VAE, recipe: PicturesRecipe, seed: int, say: Say) -> Kept:
+    """The latents of the pictures that can be opened; `used` are those, `skipped` a line for each of the others."""
+    buckets = sizes(recipe.size**2, recipe.step)
+    tensors: dict[str, Tensor] = {}
+    used: list[int] = []
+    skipped: list[str] = []
+    numbers: list[list[float]] = []
+    for at, example in enumerate(examples):
+        try:
+            picture = example.open().rgb
+        except (LdmError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        place = fit((picture.height, picture.width), buckets, recipe.crop, np.random.default_rng([seed, 4, at]))
+        tensors[f"z.{len(used)}"] = _latent(vae, cut(picture, place))
+        used.append(at)
+        numbers.append([float(number) for number in place.numbers])
+        if at % 256 == 0:
+            say(f"encoding pictures: {at}/{len(examples)}")
+    tensors["numbers"] = torch.tensor(numbers, dtype=torch.float32).reshape(-1, 6)
+    return {"used": used, "skipped": skipped}, tensors
+
+
+def cut(picture: Image.Image, place: Fit) -> Image.Image:
+    """A picture (RGB) scaled and cropped into its bucket."""
+    (height, width), (top, left) = place.scaled, place.crop
+    if (picture.height, picture.width) != place.scaled:
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return picture.crop((left, top, left + place.bucket[1], top + place.bucket[0]))
+
+
+@torch.no_grad()
+def _latent(vae: VAE, picture: Image.Image) -> Tensor:
+    weight = next(vae.parameters())
+    return vae.encode(to_tensor(np.array(picture)[None]).to(weight))[0][0].float().cpu()
+
+
+def _tell(skipped: Sequence[str], used: int, notes: Sequence[str], say: Say) -> None:
+    for note in notes:
+        say(note)
+    if skipped:
+        say(f"{len(skipped):,} of {used + len(skipped):,} pictures are left out:")
+        for line in skipped[:SHOWN]:
+            say(f"  {line}")
+        if len(skipped) > SHOWN:
+            say(f"  and {len(skipped) - SHOWN:,} more")

@@ -1,0 +1,99 @@
+"""Tensors on disk under a seal: safetensors files, and a JSON written last that names each with its sha256.
+
+Without the JSON, or with a file that does not match it, there is nothing: what a killed process leaves is never taken for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from safetensors.torch import load
+from torch import Tensor
+
+from ldm.checkpoint.writer import content, tensor_items
+from ldm.files import write_atomic
+
+WHOLE = 2**63  # bytes of a shard that never is full
+
+
+class _Hashing:
+    """A file whose bytes are hashed as they are written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+
+def seal(record: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], shard: int = WHOLE) -> list[Path]:
+    """Write `tensors` beside `record` (NAME.json), in files of about `shard` bytes, then the record with `note`; the files' paths.
+
+    One file is NAME.safetensors, several are NAME-00001-of-0000N.safetensors. Files under these names are replaced. Raises OSError.
+    """
+    record.parent.mkdir(parents=True, exist_ok=True)
+    parts = list(_shards(tensors, shard))
+    names = [f"{record.stem}.safetensors"]
+    if len(parts) > 1:
+        names = [f"{record.stem}-{k:05}-of-{len(parts):05}.safetensors" for k in range(1, len(parts) + 1)]
+    files = {name: _write(record.with_name(name), part) for name, part in zip(names, parts, strict=True)}
+    text = json.dumps({**note, "files": files}).encode()
+    write_atomic(record, lambda file: file.write(text), overwrite=True)
+    return [record.with_name(name) for name in names]
+
+
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    """In their order, each as full as it can be; a tensor is never cut."""
+    part: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if part and sum(each.nbytes for each in part.values()) + tensor.nbytes > limit:
+            yield part
+            part = {}
+        part[name] = tensor
+    yield part
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write one file and return its sha256."""
+    found: list[str] = []
+
+    def write(file: BinaryIO) -> None:
+        hashing = _Hashing(file)
+        content(tensor_items(tensors))(hashing)  # type: ignore[arg-type]
+        found.append(hashing.sha256)
+
+    write_atomic(path, write, overwrite=True)
+    return found[0]
+
+
+def read_note(record: Path) -> dict[str, Any] | None:
+    """What stands in a record; None where it is absent or damaged."""
+    try:
+        note = json.loads(record.read_text(encoding="utf-8"))
+        return note if isinstance(note["files"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def unseal(record: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """The note and the tensors, on the CPU; None where anything is absent or differs from what the record says."""
+    note = read_note(record)
+    tensors: dict[str, Tensor] = {}
+    for name, digest in note["files"].items() if note else ():
+        try:
+            data = record.with_name(Path(name).name).read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data).hexdigest() != digest:
+            return None
+        tensors |= load(data)
+    return None if note is None else (note, tensors)

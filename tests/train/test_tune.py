@@ -1,0 +1,245 @@
+"""The loss of a step against diffusers' schedulers and an independent sum, the conditioning against the pipeline's own, and a short run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+import ldm
+from ldm.errors import InputError
+from ldm.pipeline import Pipeline
+from ldm.train.adapting import LoraRecipe
+from ldm.train.draws import generator
+from ldm.train.loop import Limits, Trainer, train
+from ldm.train.noising import Noising
+from ldm.train.prepared import PicturesRecipe, Prepared, prepare
+from ldm.train.recipe import Optim
+from ldm.train.sources import collect
+from ldm.train.tune import LossRecipe, TuneRecipe, TuneTask, load_tuning
+from ldm.train.words import Words
+
+OPTIM = Optim(steps=4, batch=3, lr=1e-3, warmup=1, final=0.1, weight_decay=0.0, clip=1.0, ema=0.9)
+PICTURES = PicturesRecipe(64, 16)
+
+
+@pytest.fixture(scope="module")
+def box() -> Pipeline:
+    return ldm.load(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures")
+    sizes = {"red": (90, 60), "blue": (64, 64), "green": (80, 200), "yellow": (70, 70), "grey": (20, 20)}
+    for k, (colour, size) in enumerate(sizes.items()):
+        Image.new("RGB", size, colour).save(path / f"{k}.png")
+        (path / f"{k}.txt").write_text(f"a {colour} thing")
+    (path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(box: Pipeline, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepare(tmp_path_factory.mktemp("run"), collect(folder), box.vae, PICTURES, 1, lambda _: None)
+
+
+def recipe(**changed: Any) -> TuneRecipe:
+    values: dict[str, Any] = {"train": "unet", "seed": 1, "precision": "float32", "pictures": PICTURES, "optim": OPTIM}
+    return TuneRecipe(**values | changed)
+
+
+def task_of(box: Pipeline, data: Prepared, **changed: Any) -> TuneTask:
+    return TuneTask(box.family, copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers], data, recipe(**changed))
+
+
+def test_pictures_are_prepared_in_buckets_and_broken_ones_said(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    made = prepare(tmp_path, collect(folder), box.vae, PICTURES, 1, said.append)
+    assert len(made.z) == 5 and len(made.skipped) == 1 and made.skipped[0].startswith("broken.png")
+    assert "1 of 6 pictures are left out:" in said
+    for z, numbers in zip(made.z, made.numbers.tolist(), strict=True):
+        assert tuple(z.shape) == (4, numbers[4] // 8, numbers[5] // 8)
+        assert numbers[4] * numbers[5] <= 64 * 64
+    assert made.numbers[:, :2].tolist() == [[60, 90], [64, 64], [200, 80], [70, 70], [20, 20]]
+    assert made.buckets()[2][0] > made.buckets()[2][1]
+
+
+def test_what_is_prepared_is_kept_until_it_changes(box: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = collect(folder)
+    first = prepare(tmp_path, found, box.vae, PICTURES, 1, lambda _: None)
+    monkeypatch.setattr("ldm.train.prepared._latent", lambda *_: pytest.fail("encoded again"))
+    again = prepare(tmp_path, found, box.vae, PICTURES, 1, lambda _: None)
+    assert all(torch.equal(one, other) for one, other in zip(first.z, again.z, strict=True)) and again.skipped == first.skipped
+    for changed in ((PICTURES, 2), (PicturesRecipe(64, 8), 1)):
+        with pytest.raises(pytest.fail.Exception):
+            prepare(tmp_path, found, box.vae, *changed, lambda _: None)
+    file = tmp_path / "latents.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(pytest.fail.Exception):  # damaged: made again
+        prepare(tmp_path, found, box.vae, PICTURES, 1, lambda _: None)
+
+
+def test_no_picture_at_all_is_refused(box: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of 1 pictures can be used: a\.png"):
+        prepare(tmp_path / "run", collect(tmp_path), box.vae, PICTURES, 1, lambda _: None)
+
+
+CASES = [
+    ("epsilon", LossRecipe(), Noising()),
+    ("epsilon", LossRecipe(weighting="min-snr"), Noising(offset=0.1)),
+    ("v", LossRecipe(weighting="min-snr", gamma=2.0), Noising()),
+    ("v", LossRecipe(), Noising(offset=0.0357)),
+    ("epsilon", LossRecipe(dropout=1.0), Noising(perturbation=0.1)),
+]
+
+
+@pytest.mark.parametrize(("prediction", "loss", "noise"), CASES)
+def test_loss_and_gradients_are_those_of_diffusers_parts(
+    box: Pipeline, data: Prepared, prediction: str, loss: LossRecipe, noise: Noising
+) -> None:
+    """x by `add_noise`, the target by `get_velocity`, min-SNR as its training scripts compute it, on the same draws."""
+    diffusers = pytest.importorskip("diffusers")
+    from dataclasses import replace
+
+    from diffusers.training_utils import compute_snr
+
+    task = task_of(box, data, loss=loss, noise=noise)
+    task.family = replace(box.family, prediction=prediction)  # type: ignore[arg-type]
+    value, _ = task.loss(0)
+    value.backward()
+
+    scheduler = diffusers.DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction)
+    random, rows = generator(1, 0), [data.rows[at] for at in task.batches.rows(0)]
+    z = torch.stack([data.z[row] for row in rows])
+    held, wanted = noise.draw(tuple(z.shape), random)  # type: ignore[arg-type]
+    t = torch.randint(1000, (len(rows),), generator=random)
+    dropped = torch.rand(len(rows), generator=random) < loss.dropout
+    told = []
+    for row, drop in zip(rows, dropped.tolist(), strict=True):
+        original, crop, target = data.numbers[row].reshape(3, 2).tolist()
+        told.append(box.encode("" if drop else data.captions[row], size=(0, 0), original=original, crop=crop, target=target))
+    context, vector = torch.cat([each.context for each in told]), torch.cat([each.vector for each in told])
+    unet = copy.deepcopy(box.unet).requires_grad_(True)
+    predicted = unet.denoise(scheduler.add_noise(z, held, t), t.float(), context, vector)
+    aim = wanted if prediction == "epsilon" else scheduler.get_velocity(z, wanted, t)
+    each = torch.nn.functional.mse_loss(predicted, aim, reduction="none").mean((1, 2, 3))
+    if loss.weighting == "min-snr":
+        snr = compute_snr(scheduler, t)
+        each = each * torch.minimum(snr, torch.full_like(snr, loss.gamma)) / (snr if prediction == "epsilon" else snr + 1)
+    expected = each.mean()
+    expected.backward()
+
+    assert abs(value.item() - expected.item()) < 1e-5 * abs(expected.item())
+    ours, theirs = ([p.grad.flatten() for p in network.parameters()] for network in (task.unet, unet))  # type: ignore[union-attr]
+    assert (torch.cat(ours) - torch.cat(theirs)).norm() < 1e-5 * torch.cat(theirs).norm()
+
+
+def test_words_read_as_the_pipeline_reads_them(box: Pipeline) -> None:
+    words = Words(box.towers, ["a red thing", "x"], [None, None])
+    context, pooled = words.read([0, 1], [False, True], torch.Generator(), torch.device("cpu"))
+    for at, text in enumerate(["a red thing", ""]):
+        told = box.encode(text, size=(64, 64))
+        assert torch.equal(context[at], told.context[0])
+        assert pooled is not None and torch.equal(pooled[at], told.vector[0, : pooled.shape[1]])
+
+
+def test_shuffled_captions_keep_their_front(box: Pipeline) -> None:
+    words = Words(box.towers, ["a, b, c, d, e"], [2], live=True)
+    random = torch.Generator().manual_seed(0)
+    seen = {words._shuffled(0, random) for _ in range(60)}
+    assert len(seen) == 6
+    assert all(text.startswith("a, b, ") and sorted(text.split(", ")) == list("abcde") for text in seen)
+
+
+@pytest.mark.parametrize("lora", [None, LoraRecipe(4, 4.0), LoraRecipe(2, 2.0, ("transformer", "towers"))])
+def test_a_run_learns_and_goes_on_to_the_bit(box: Pipeline, data: Prepared, tmp_path: Path, lora: LoraRecipe | None) -> None:
+    changed: dict[str, Any] = {"train": "unet" if lora is None else "lora", "lora": lora, "noise": Noising(offset=0.1)}
+    whole = Trainer(task_of(box, data, **changed), OPTIM, tmp_path / "whole")
+    train(whole, Limits())
+    part = Trainer(task_of(box, data, **changed), OPTIM, tmp_path / "part")
+    part.advance()
+    part.advance()
+    part.save()
+    rest = Trainer(task_of(box, data, **changed), OPTIM, tmp_path / "part")
+    assert rest.resume() and rest.step == 2
+    train(rest, Limits())
+    states = [trainer.task.module.state_dict() for trainer in (whole, rest)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert all(torch.equal(whole.ema.mean[name], rest.ema.mean[name]) for name in states[0])
+    before = box.unet.state_dict() if lora is None else {name: 0 * value for name, value in states[0].items() if "lora_up" in name}
+    unread = f"lora_te1_text_model_encoder_layers_{box.towers[0].shape.layers - 1}"  # the context is the layer before
+    assert all((states[0][name] != value).any() for name, value in before.items() if value.ndim > 1 and not name.startswith(unread))
+
+
+def test_accumulated_batches_are_one_larger_step(box: Pipeline, data: Prepared) -> None:
+    task = task_of(box, data)
+    one, two = task.loss(6)[0], task.loss(7)[0]
+    ((one + two) / 2).backward()
+    wanted = torch.cat([p.grad.flatten() for p in task.unet.parameters()])  # type: ignore[union-attr]
+    other = task_of(box, data)
+    from dataclasses import replace
+
+    trainer = Trainer(other, replace(OPTIM, accumulate=2), Path("unused"))
+    trainer.step = 3
+    value, _ = trainer._gradients()
+    found = torch.cat([p.grad.flatten() for p in other.unet.parameters()])  # type: ignore[union-attr]
+    assert value == pytest.approx((one + two).item() / 2, rel=1e-6)
+    assert (found - wanted).norm() < 1e-6 * wanted.norm()
+
+
+def test_computing_again_changes_no_gradient(box: Pipeline, data: Prepared) -> None:
+    plain, again = task_of(box, data), task_of(box, data, checkpointing=True)
+    for task in (plain, again):
+        task.loss(0)[0].backward()
+    for (name, one), other in zip(plain.unet.named_parameters(), again.unet.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad), name  # type: ignore[arg-type]
+    assert plain.unet.state_dict().keys() == again.unet.state_dict().keys()
+
+
+def test_recipes_from_toml(tmp_path: Path, box: Pipeline, data: Prepared) -> None:
+    text = """
+    train = "lora"
+    seed = 3
+    precision = "bfloat16"
+    data = "pictures"
+    [pictures]
+    size = 64
+    step = 16
+    [noise]
+    offset = 0.1
+    [lora]
+    rank = 8
+    alpha = 4
+    targets = ["transformer", "towers"]
+    [optim]
+    steps = 4
+    batch = 2
+    lr = 0.001
+    warmup = 0
+    final = 0.1
+    weight_decay = 0.0
+    clip = 1.0
+    ema = 0.9
+    """
+    (tmp_path / "x.toml").write_text(text)
+    made = load_tuning(tmp_path / "x.toml")
+    assert (made.lora, made.noise, made.model) == (LoraRecipe(8, 4.0, ("transformer", "towers")), Noising(offset=0.1), None)
+    for old, new, message in (
+        ('"lora"\n', '"unet"\n', "table \\[lora\\]"),
+        ("offset", "ofset", "unknown key 'ofset'"),
+        ("size = 64", "size = 8", "PicturesRecipe.size"),
+    ):
+        (tmp_path / "y.toml").write_text(text.replace(old, new, 1))
+        with pytest.raises(InputError, match=message):
+            load_tuning(tmp_path / "y.toml")
+    with pytest.raises(InputError, match="zero_terminal with a model that predicts epsilon"):
+        task_of(box, data, zero_terminal=True)
