@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ldm.errors import NumericError
 from ldm.train.optim import EMA, build_optimizer, learning_rate
+from ldm.train.sealed import WHOLE
 from ldm.train.state import load_state, optimizer_tensors, part, restore_optimizer, save_state
 
 if TYPE_CHECKING:
-    from ldm.train.recipe import Optim
+    from ldm.train.recipe import Optim, Precision
 
 
 class Task(Protocol):
@@ -37,74 +39,107 @@ class Limits:
     stop: Callable[[], bool] = lambda: False
     save_seconds: float = 120.0
     log_every: int = 20
+    shard: int = WHOLE  # bytes of a file of a state
+    seen: Callable[[Trainer, dict[str, float]], object] = lambda *_: None  # called after every step with its figures
     say: Callable[[str], None] = lambda _: None
 
 
 class Trainer:
     """One stage's module, optimiser and moving average, on disk under `folder`."""
 
-    def __init__(self, task: Task, numbers: Optim, folder: Path, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        numbers: Optim,
+        folder: Path,
+        say: Callable[[str], None] = lambda _: None,
+        *,
+        origin: str = "",
+        shard: int = WHOLE,
+        precision: Precision = "float32",
+    ) -> None:
         self.task, self.numbers, self.folder, self.say = task, numbers, folder, say
+        self.origin, self.shard = origin, shard
+        device = next(task.module.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")  # a half's gradients would vanish
         self.optimizer = build_optimizer(task.module, numbers)
         self.ema = EMA(task.module, numbers.ema)
         self.step = 0
 
     def resume(self) -> bool:
         """Continue from the newest whole state; False when there is none."""
-        found = load_state(self.folder, self.say)
+        found = load_state(self.folder, self.say, self.origin)
         if found is None:
             return False
         self.step, tensors = found
         self.task.module.load_state_dict(part(tensors, "model."))
         self.ema.load(part(tensors, "ema."))
         restore_optimizer(self.optimizer, part(tensors, "optim."))
+        whole = ("growth_interval", "_growth_tracker")
+        scaler = {name: int(value) if name in whole else float(value) for name, value in part(tensors, "scaler.").items()}
+        if scaler:
+            self.scaler.load_state_dict(scaler)
         return True
 
     def save(self) -> list[Path]:
         parts = {"model": self.task.module.state_dict(), "ema": self.ema.mean, "optim": optimizer_tensors(self.optimizer)}
+        parts["scaler"] = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.scaler.state_dict().items()}
         tensors = {f"{name}.{key}": value for name, values in parts.items() for key, value in values.items()}
-        return save_state(self.folder, self.step, tensors)
+        return save_state(self.folder, self.step, tensors, self.shard, self.origin)
 
     def advance(self) -> dict[str, float]:
-        """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied."""
+        """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied.
+
+        In float16 a step whose gradients overflow is left out, at the next one they are scaled by half as much.
+        """
         rate = learning_rate(self.step, self.numbers)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         value, figures = self._gradients()
+        self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.task.module.parameters(), self.numbers.clip))
-        if not (math.isfinite(norm) and math.isfinite(value)):
+        if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            self.optimizer.zero_grad(set_to_none=True)
             raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume")
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.task.module, self.step)
         return {"loss": value, "lr": rate, "norm": norm, **figures}
-
 
     def _gradients(self) -> tuple[float, dict[str, float]]:
         """The gradients of one step's batches, summed where they lie; the means of loss and figures."""
         count, seen = self.numbers.accumulate, []
         for k in range(count):
             loss, figures = self.task.loss(self.step * count + k)
-            (loss / count).backward()
+            self.scaler.scale(loss / count).backward()
             seen.append({"": float(loss.detach()), **figures})
         means = {key: sum(each[key] for each in seen) / count for key in seen[0]}
         return means.pop(""), means
 
 
 def train(trainer: Trainer, limits: Limits) -> int:
-    """Advance to the recipe's last step, or until the clock or `stop` ends it; the state is saved on the way and at the end."""
+    """Advance to the recipe's last step, or until the clock or `stop` ends it; the state is saved on the way and at the end.
+
+    Where a step fails, the state before it is saved and the error raised.
+    """
     begun = saved = time.monotonic()
     first, records = trainer.step, []
-    while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
-        records.append(trainer.advance())
-        if trainer.step % limits.log_every == 0 or trainer.step == trainer.numbers.steps:
-            pace = (trainer.step - first) * trainer.numbers.pictures / (time.monotonic() - begun)
-            _log(trainer, records, pace, limits.say)
-            records.clear()
-        if time.monotonic() - saved > limits.save_seconds:
-            trainer.save()
-            saved = time.monotonic()
+    try:
+        while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
+            records.append(trainer.advance())
+            limits.seen(trainer, records[-1])
+            if trainer.step % limits.log_every == 0 or trainer.step == trainer.numbers.steps:
+                pace = (trainer.step - first) * trainer.numbers.pictures / (time.monotonic() - begun)
+                _log(trainer, records, pace, limits.say)
+                records.clear()
+            if time.monotonic() - saved > limits.save_seconds:
+                trainer.save()
+                saved = time.monotonic()
+    except NumericError:
+        trainer.save()  # nothing of the bad step was applied
+        raise
     trainer.save()
     return trainer.step
 

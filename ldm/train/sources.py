@@ -99,7 +99,7 @@ def folder(path: Path, suffixes: Sequence[str] = CAPTIONS, words: str | None = N
         bare += beside is None
         found.take(str(file.relative_to(path)), partial(_beside_it, file, beside, words))
     if bare:
-        found.notes.append(f"{path}: {bare:,} pictures without a caption: they take {words or 'the empty one'!r}")
+        found.notes.append(f"{path}: without a caption: {bare:,} of {len(found.examples):,} pictures: they take {words or ''!r}")
     return found
 
 

@@ -30,15 +30,20 @@ FEATURES = "features.safetensors"
 
 
 def run_stage(stage: str, recipe: Recipe, composer: Composer, out: Path, *, resume: bool, limits: Limits) -> int:
-    """Train `stage` and return the step reached. Raises InputError when a run is already there and `resume` is not asked for."""
+    """Train `stage` and return the step reached; see `stage_trainer`."""
+    return train(stage_trainer(stage, recipe, composer, out, resume=resume, limits=limits), limits)
+
+
+def stage_trainer(stage: str, recipe: Recipe, composer: Composer, out: Path, *, resume: bool, limits: Limits) -> Trainer:
+    """What trains `stage`. Raises InputError when a run is already there and `resume` is not asked for."""
     if any((out / stage).glob("state-*")) and not resume:
         raise InputError(f"{out / stage} holds a run: continue it with --resume, or give another --out")
     task, numbers = Stages(recipe, composer, out, limits.say).task(stage)
-    trainer = Trainer(task, numbers, out / stage, limits.say)
+    trainer = Trainer(task, numbers, out / stage, limits.say, shard=limits.shard)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters())
     limits.say(f"{stage}: {count:,} values, {'resumed at' if resumed else 'from'} step {trainer.step}")
-    return train(trainer, limits)
+    return trainer
 
 
 def load_composer(recipe: Recipe, folder: Path) -> Composer:

@@ -18,24 +18,30 @@ KEPT = 2  # states a stage
 STEM = len("state-00000000")
 
 
-def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int = WHOLE) -> list[Path]:
+def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int = WHOLE, origin: str = "") -> list[Path]:
     """Write state `step` and remove the oldest ones. A process killed anywhere in here leaves the state before it whole.
 
-    States of later steps, which a run that starts over after damage meets, are left alone and do not count. `shard`: bytes of a file.
+    States of later steps, which a run that starts over after damage meets, are left alone and do not count. `shard`: bytes of a file;
+    `origin`: of what run it is.
     """
     record = folder / f"state-{step:08}.json"
-    files = seal(record, tensors, {"step": step}, shard)
+    files = seal(record, tensors, {"step": step, "origin": origin}, shard)
     kept = sorted(each.stem for each in folder.glob("state-*.json") if each.stem <= record.stem)[-KEPT:]
     for old in (file for file in folder.glob("state-*") if file.name[:STEM] not in kept and file.name[:STEM] < record.stem):
         old.unlink()
     return files
 
 
-def load_state(folder: Path, say: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
-    """The newest whole state as (step, tensors), or None; a damaged one is named through `say` and passed over."""
+def load_state(folder: Path, say: Callable[[str], None], origin: str = "") -> tuple[int, dict[str, Tensor]] | None:
+    """The newest whole state as (step, tensors), or None; a damaged one is named through `say` and passed over.
+
+    Raises InputError for a state of another origin than `origin`, where both say one.
+    """
     for record in sorted(folder.glob("state-*.json"), reverse=True):
         found = unseal(record)
         if found is not None and isinstance(found[0].get("step"), int):
+            if origin and found[0].get("origin") not in ("", None, origin):
+                raise InputError(f"{record}: of another recipe, model or captions: go on with those, or give another --out")
             return found[0]["step"], found[1]
         say(f"{record.stem} is damaged: passed over")
     return None

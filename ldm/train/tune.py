@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -131,5 +131,5 @@ def compute_again(unet: UNet) -> None:
     """Keep the inputs of the blocks alone for the way back (Chen et al. 2016)."""
     for block in unet.modules():
         if isinstance(block, ResBlock | TransformerBlock):
-            forward: Callable[..., Tensor] = block.forward
+            forward: Callable[..., Any] = block.forward
             block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.models.vae import VAE, AttentionBlock, ResnetBlock
 from ldm.train.data import to_tensor
@@ -55,7 +55,7 @@ class VAETask:
 @torch.no_grad()
 def initialise(vae: VAE) -> None:
     """Residual branches begin at zero, which lets flat colours through from the first step, and the posterior's noise small."""
-    last = [block.conv2 for block in vae.modules() if isinstance(block, ResnetBlock)]
+    last: list[nn.Module] = [block.conv2 for block in vae.modules() if isinstance(block, ResnetBlock)]
     last += [block.proj_out for block in vae.modules() if isinstance(block, AttentionBlock)]
     for parameter in [parameter for layer in last for parameter in layer.parameters()]:
         parameter.zero_()

@@ -22,6 +22,7 @@ ROWS = {
     **dict.fromkeys(("C3", "C10"), "process"),
     **dict.fromkeys(("C5", "C6"), "disk"),
     **dict.fromkeys(("C4", "C7", "D8"), "jobs"),
+    **dict.fromkeys(("F1", "F2", "F3", "F5", "F6", "F7"), "training"),
     "D2": "grammar",
 }
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ldm.commands import main
 from ldm.errors import InputError
 from ldm.models.shapes import Family
 from ldm.resources import configs
-from ldm.train.__main__ import main
 from ldm.train.recipe import load_recipe
 
 SHIPPED = configs() / "train" / "emoji.toml"
@@ -36,10 +36,10 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str | None) -> None:
 def test_the_command_trains_and_says_what_is_wrong(tmp_path: Path, family: Family, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGBA", (20, 20), (255, 0, 0, 255)).save(tmp_path / "square.png")
     (tmp_path / "things.json").write_text(json.dumps([{"file": "square.png", "names": ["square"], "plural": False}]))
-    command = [str(SHIPPED), "--stage", "vae", "--out", str(tmp_path / "run")]
+    command = ["train", str(SHIPPED), "--stage", "vae", "--out", str(tmp_path / "run")]
     assert main(command) == 2
     assert "--data is missing" in capsys.readouterr().err
     assert main([*command, "--data", str(tmp_path), "--minutes", "0"]) == 0
     assert (tmp_path / "run" / "vae" / "state-00000000.json").exists()
-    assert main([str(SHIPPED), "--stage", "towers", "--out", str(tmp_path / "none"), "--data", str(tmp_path)]) == 2
+    assert main(["train", str(SHIPPED), "--stage", "towers", "--out", str(tmp_path / "none"), "--data", str(tmp_path)]) == 2
     assert "train the stage 'vae' first" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_a_folder_with_captions_beside(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("not a picture")
     found = collect(tmp_path)
     assert said(found) == [("a.jpg", "another"), ("b.png", "a red thing"), ("c.webp", "")]
-    assert not found.skipped and len(found.notes) == 1 and "1 pictures without a caption" in found.notes[0]
+    assert not found.skipped and len(found.notes) == 1 and "without a caption: 1 of 3 pictures" in found.notes[0]
     assert found.examples[1].open().rgb.getpixel((0, 0)) == (255, 0, 0)
 
 

@@ -1,0 +1,156 @@
+"""A run of `TuneRecipe` from a loaded model: prepared, trained, watched, and written as the file that others load."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ldm.checkpoint.identity import UNET
+from ldm.checkpoint.licences import carried
+from ldm.checkpoint.lora import lora_items
+from ldm.checkpoint.safetensors import Header
+from ldm.checkpoint.writer import HASH, Item, save, tensor_items
+from ldm.errors import InputError
+from ldm.train.adapting import LoraRecipe, pairs
+from ldm.train.loop import Limits, Trainer
+from ldm.train.prepared import prepare
+from ldm.train.tune import TuneRecipe, TuneTask
+
+if TYPE_CHECKING:
+    from ldm.pipeline import Pipeline
+    from ldm.train.sources import Found
+
+# ModelSpec's and kohya's names of the families, and what a LoRA of them is called there.
+KNOWN = {
+    "sdxl-base": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "sdxl-refiner": ("stable-diffusion-xl-v1-refiner", "sdxl_base_v1-0"),
+    "sdxl-turbo": ("stable-diffusion-xl-turbo-v1", "sdxl_base_v1-0"),
+}
+
+
+@dataclasses.dataclass
+class Run:
+    """A trainer and the model that it moves. The pipeline shows the weights as they are being trained."""
+
+    pipeline: Pipeline
+    recipe: TuneRecipe
+    task: TuneTask
+    trainer: Trainer
+
+    @contextmanager
+    def averaged(self) -> Iterator[Pipeline]:
+        """The pipeline with the moving average in the place of the weights."""
+        own = self.task.module.state_dict()
+        kept = {name: value.clone() for name, value in own.items()}
+        with torch.no_grad():
+            for name, value in self.trainer.ema.mean.items():
+                own[name].copy_(value)
+        try:
+            yield self.pipeline
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    own[name].copy_(value)
+
+
+def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *, resume: bool, limits: Limits) -> Run:
+    """Prepare the data and take up or begin a run in `folder`. Raises InputError where one is there and `resume` is not asked for.
+
+    A state is tied to the recipe, the model and the data: it is refused under others.
+    """
+    states = folder / "tune"
+    if any(states.glob("state-*")) and not resume:
+        raise InputError(f"{states} holds a run: continue it with --resume, or give another --out")
+    data = prepare(folder, found, pipeline.vae, recipe.pictures, recipe.seed, limits.say)
+    task = TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe)
+    origin = _origin(recipe, pipeline, data.captions)
+    trainer = Trainer(task, recipe.optim, states, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
+    resumed = resume and trainer.resume()
+    count = sum(parameter.numel() for parameter in task.module.parameters())
+    where = f"resumed at step {trainer.step}" if resumed else "from step 0"
+    limits.say(f"{recipe.train}: {count:,} values, {len(data.z):,} pictures in {len(set(data.buckets()))} buckets, {where}")
+    return Run(pipeline, recipe, task, trainer)
+
+
+def _origin(recipe: TuneRecipe, pipeline: Pipeline, captions: list[str]) -> str:
+    """What decides every step: the recipe but for the names of files, the model, the captions."""
+    said = dataclasses.asdict(recipe) | {"model": None, "data": None}
+    text = json.dumps([said, pipeline.source, captions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(run: Run, base: Header, path: Path) -> str:
+    """The moving average as a file that other programs load: a LoRA in kohya's layout, or the model with another UNet.
+
+    Everything else of the model stands in the new file as it does in `base`. The line says what was written.
+    """
+    mean, lora = run.trainer.ema.mean, run.recipe.lora
+    if lora is not None:
+        items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, lora)
+    else:
+        kept = [_copied(base, name) for name in base.tensors if not name.startswith(UNET)]
+        items, said = [*kept, *tensor_items({UNET + name: value for name, value in mean.items()}, torch.float16)], model_metadata(run, base)
+    save(path, items, {**said, **carried([base])}, overwrite=True, digest=True)
+    return f"{path}: {path.stat().st_size / 2**20:.1f} MiB, step {run.trainer.step}"
+
+
+def _copied(base: Header, name: str) -> Item:
+    """A tensor with the bytes that it has in the file."""
+    entry = base.tensors[name]
+
+    def data() -> bytes:
+        with base.path.open("rb") as file:
+            file.seek(entry.start)
+            return file.read(entry.end - entry.start)
+
+    return Item(name, entry.dtype, entry.shape, data)
+
+
+def model_metadata(run: Run, base: Header) -> dict[str, str]:
+    """What the file says of itself: what the old one said but for its hash and name, and how it was made."""
+    told = {name: text for name, text in base.metadata.items() if name not in (HASH, "modelspec.title", "modelspec.description")}
+    how = f"{base.path.stem}, {run.trainer.step} steps of {run.recipe.optim.pictures} pictures further"
+    return {"format": "pt", **told, "modelspec.title": f"{base.path.stem} tuned", "modelspec.description": how}
+
+
+def lora_metadata(run: Run, lora: LoraRecipe) -> dict[str, str]:
+    """What other programs read of a LoRA: kohya's `ss_*` and ModelSpec 1.0.1. Source: sd-scripts `library/train_util.py`."""
+    recipe = run.recipe
+    family = run.pipeline.family
+    spec, version = KNOWN.get(family.name, (family.name, family.name))
+    tags: dict[str, int] = {}
+    for row in run.task.data.rows:
+        for tag in run.task.data.captions[row].split(","):
+            tags[tag.strip()] = tags.get(tag.strip(), 0) + 1
+    size = recipe.pictures.size
+    return {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(lora.alpha),
+        "ss_base_model_version": version,
+        "ss_sd_model_name": run.pipeline.source,
+        "ss_learning_rate": str(recipe.optim.lr),
+        "ss_steps": str(run.trainer.step),
+        "ss_max_train_steps": str(recipe.optim.steps),
+        "ss_total_batch_size": str(recipe.optim.pictures),
+        "ss_seed": str(recipe.seed),
+        "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision],
+        "ss_noise_offset": str(recipe.noise.offset),
+        "ss_num_train_images": str(len(run.task.data.rows)),
+        "ss_resolution": f"({size}, {size})",
+        "ss_tag_frequency": json.dumps({"pictures": tags}, ensure_ascii=False),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{spec}/lora",
+        "modelspec.implementation": "sgm" if family.name in KNOWN else "ldm",
+        "modelspec.title": Path(run.pipeline.source).stem + " LoRA",
+        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.prediction_type": family.prediction,
+    }
