@@ -23,7 +23,8 @@ def say(text: str, quiet: bool = False) -> None:
     if quiet or sys.stderr is None:  # print(file=None) would write to stdout
         return
     try:
-        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)
+        sys.stderr.write("\n".join(map(printable, text.split("\n"))) + "\n")  # at once: print writes the end apart, after a signal's line
+        sys.stderr.flush()
     except (OSError, ValueError, RuntimeError):  # the last: a signal has come amid another line
         mute(sys.stderr)
 
