@@ -17,7 +17,6 @@ from ldm.errors import InputError
 from ldm.flags import Parser
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Pipeline
     from ldm.train.loop import Limits, Trainer
     from ldm.train.running import Run
     from ldm.train.sources import Found
@@ -31,6 +30,8 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["report"]:
         return _report(argv[1:])
     options = parser().parse_args(argv)
+    if options.export and options.export.exists() and not options.overwrite:
+        raise InputError(f"--export {options.export}: exists already: give another name, or --overwrite")
     from ldm.train.recipe import read_recipe
 
     if "train" in read_recipe(options.recipe):
@@ -45,6 +46,7 @@ def parser() -> Parser:
     flags.add_argument("-m", "--model", metavar="NAME", help="the model to begin with, file or name; instead of the recipe's")
     flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the run: states, metrics, samples, what is cached")
     flags.add_argument("--export", type=Path, metavar="FILE", help="write what is trained when it ends; alone with --resume: at once")
+    flags.add_argument("--overwrite", action="store_true", help="let --export replace a file that exists")
     flags.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
     flags.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="stop in good order after this time")
     flags.add_argument("--shard-mib", type=int, metavar="N", help="size of the files of a state; one file without it")
@@ -70,6 +72,7 @@ def _report(argv: list[str]) -> int:
 def _tune(options: argparse.Namespace) -> int:
     """A run on one's own pictures."""
     from ldm.checkpoint.safetensors import read_header
+    from ldm.pipeline import load
     from ldm.train.running import start, write
     from ldm.train.tune import load_tuning
 
@@ -77,7 +80,7 @@ def _tune(options: argparse.Namespace) -> int:
     _refuse(options, "stage", "this recipe has no stages")
     found = _pictures(options, recipe)
     path = catalogue.find(options.model or recipe.model, "checkpoint", catalogue.places(options.models_dir))
-    pipeline = _loaded(path, options, recipe)
+    base, pipeline = read_header(path), load(path, device=options.device, dtype="float32")
     limits = _limits(options)
     made = start(pipeline, recipe, found, options.out, resume=options.resume, limits=limits)
     _watch(options, made, limits)
@@ -86,7 +89,7 @@ def _tune(options: argparse.Namespace) -> int:
     with _in_good_order(made.trainer):
         train(made.trainer, limits)
     if options.export:
-        say(write(made, read_header(path), options.export))
+        say(write(made, base, options.export, overwrite=options.overwrite))
     say(f"step {made.trainer.step} of {recipe.optim.steps}: {options.out}")
     return 0
 
@@ -109,12 +112,6 @@ def _pictures(options: argparse.Namespace, recipe: TuneRecipe) -> Found:
     if source is None:
         raise InputError("no pictures: give --data, or data = ... in the recipe")
     return read_dataset(source) if source.suffix.lower() == ".toml" else collect(source)
-
-
-def _loaded(path: Path, options: argparse.Namespace, recipe: TuneRecipe) -> Pipeline:
-    from ldm.pipeline import load
-
-    return load(path, device=options.device, dtype="float32")
 
 
 def _limits(options: argparse.Namespace) -> Limits:
@@ -159,7 +156,7 @@ def _stage(options: argparse.Namespace) -> int:
             raise InputError("nothing to do: give --stage vae, towers or unet, or --export FILE")
         from ldm.train.export import export
 
-        say(export(recipe, options.out, options.export))
+        say(export(recipe, options.out, options.export, overwrite=options.overwrite))
         return 0
     if options.data is None:
         raise InputError("--data is missing: give the folder of things that scripts/emoji.py wrote")

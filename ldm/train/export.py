@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 ARCHITECTURE = "ldm-emoji-v1"
 
 
-def export(recipe: Recipe, out: Path, path: Path) -> str:
+def export(recipe: Recipe, out: Path, path: Path, *, overwrite: bool = False) -> str:
     """Write the moving averages of all three stages in `out` to `path`; the line returned says what was written.
 
-    Raises InputError when a stage has not been trained.
+    Raises InputError when a stage has not been trained, or where `path` exists and `overwrite` is false.
     """
     family = load_family(recipe.family)
     vae = load_mean(out / "vae")
     scale = load_pictures(out, vae).scale
     family = dataclasses.replace(family, vae=dataclasses.replace(family.vae, scale=scale))
     tensors = official(family, vae, load_mean(out / "towers"), load_mean(out / "unet"))
-    save(path, tensor_items(tensors, torch.float16), metadata(family), overwrite=True, digest=True)
+    save(path, tensor_items(tensors, torch.float16), metadata(family), overwrite=overwrite, digest=True)
     count = sum(value.numel() for value in tensors.values())
     return f"{path}: {count:,} values, {path.stat().st_size / 2**20:.1f} MiB, VAE scale {scale:.5f}"
 

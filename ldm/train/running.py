@@ -86,10 +86,11 @@ def _origin(recipe: TuneRecipe, pipeline: Pipeline, captions: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write(run: Run, base: Header, path: Path) -> str:
+def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str:
     """The moving average as a file that other programs load: a LoRA in kohya's layout, or the model with another UNet.
 
     Everything else of the model stands in the new file as it does in `base`. The line says what was written.
+    Raises InputError where `path` exists and `overwrite` is false.
     """
     mean, lora = run.trainer.ema.mean, run.recipe.lora
     if lora is not None:
@@ -97,7 +98,7 @@ def write(run: Run, base: Header, path: Path) -> str:
     else:
         kept = [_copied(base, name) for name in base.tensors if not name.startswith(UNET)]
         items, said = [*kept, *tensor_items({UNET + name: value for name, value in mean.items()}, torch.float16)], model_metadata(run, base)
-    save(path, items, {**said, **carried([base])}, overwrite=True, digest=True)
+    save(path, items, {**said, **carried([base])}, overwrite=overwrite, digest=True)
     return f"{path}: {path.stat().st_size / 2**20:.1f} MiB, step {run.trainer.step}"
 
 

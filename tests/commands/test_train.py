@@ -127,6 +127,17 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path: Path, more: list[str], messag
     assert message in said and "Traceback" not in said
 
 
+@pytest.mark.usefixtures("pictures")
+def test_a_file_that_exists_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"precious")
+    assert main(words(tmp_path, "lora", "--export", str(file), steps=1)) == 2
+    assert "exists already" in capsys.readouterr().err and file.read_bytes() == b"precious"
+    assert not (tmp_path / "run").exists()
+    assert main(words(tmp_path, "lora", "--export", str(file), "--overwrite", steps=1)) == 0
+    assert len(read_lora(file)) > 20
+
+
 def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "report", str(tmp_path)]) == 2
     assert "no metrics.jsonl" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import ldm
 from ldm.checkpoint.lora import lora_items, merge, read_lora
 from ldm.checkpoint.writer import save
 from ldm.errors import InputError
+from ldm.measure import relative_error
 from ldm.models.unet import UNet
 from ldm.pipeline import Pipeline
 from ldm.train.adapting import LoraRecipe, adapt, first_values, gathered, pairs
@@ -38,7 +39,7 @@ def test_it_begins_as_the_model_itself(networks: tuple[UNet, list[torch.nn.Modul
     shape = unet.shape.context_dim, unet.shape.vector_dim
     before = predict(unet, *shape)
     made = adapt(unet, towers, LoraRecipe(4, 4.0, ("transformer", "convolution", "towers")))
-    assert torch.equal(predict(unet, *shape), before)
+    assert relative_error(predict(unet, *shape), before) < 2e-6  # with gradients convolutions are summed in another order
     learned = gathered(made)
     assert all(value.requires_grad for value in learned.parameters())
     assert not any(value.requires_grad for name, value in unet.named_parameters() if "lora_" not in name)

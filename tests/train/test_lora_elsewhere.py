@@ -1,0 +1,63 @@
+"""A LoRA written here and loaded by diffusers' own loader: the same prediction, and the same latents after a run."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+import ldm
+from ldm.catalogue import find
+from ldm.checkpoint.lora import lora_items, merge, read_lora
+from ldm.checkpoint.writer import save
+from ldm.diffusion.denoiser import Denoiser
+from ldm.diffusion.profiles import load_profile
+from ldm.diffusion.samplers import get
+from ldm.diffusion.schedules import SigmaTable
+from ldm.measure import relative_error
+from ldm.train.adapting import LoraRecipe, adapt, first_values, gathered, pairs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    from ldm.parity import foreign
+
+    box = ldm.load(device="cpu", dtype="float32")
+    unet, towers = copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers]
+    made = adapt(unet, towers, LoraRecipe(4, 2.0))
+    first_values(made, 3)
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for each in made.values():
+            each.lora_up.get_parameter("weight").normal_(std=0.03, generator=draw)
+    file = save(tmp_path / "style.safetensors", lora_items(pairs(made, gathered(made).state_dict()), torch.float16))
+
+    theirs = foreign.unet(find(None), box.family)
+    loader = diffusers.StableDiffusionXLPipeline
+    state, alphas = loader.lora_state_dict(str(file), unet_config=theirs.config)
+    loader.load_lora_into_unet(state, alphas, theirs)
+    merge(read_lora(file), box.unet, box.towers)
+
+    told = [box.encode(text, size=(64, 64)) for text in ("a red apple", "a cat")]
+    context, vector = torch.cat([each.context for each in told]), torch.cat([each.vector for each in told])
+    pooled = box.towers[-1].shape.projection
+    words = {"text_embeds": vector[:, :pooled], "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 2)}
+    calls = {
+        "ours": lambda x, t: box.unet.denoise(x, torch.full((2,), t), context, vector),
+        "theirs": lambda x, t: theirs(x, t, context, added_cond_kwargs=words).sample,
+        "without": lambda x, t: copied.denoise(x, torch.full((2,), t), context, vector),
+    }
+    copied = ldm.load(device="cpu", dtype="float32").unet
+    table, found = SigmaTable("float64"), {}
+    sigmas = [table.at_linear(torch.tensor([float(t)])).item() for t in (999, 700, 400, 100)] + [0.0]
+    x = torch.randn(2, 4, 8, 8, generator=draw) * sigmas[0]
+    with torch.no_grad():
+        for name, call in calls.items():
+            steps = get("euler", load_profile("comfyui")).run(Denoiser(call, table, "epsilon", "float"), x, sigmas, lambda *_: torch.zeros_like(x))
+            found[name] = list(steps)[-1].x
+    assert relative_error(found["ours"], found["theirs"]) < 1e-4
+    assert relative_error(found["ours"], found["without"]) > 1e-2
