@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.errors import InputError, LdmError
-    from ldm.pipeline import Pipeline, Result, load
+    from ldm.pipeline import Pipeline, load
+    from ldm.results import Result
     from ldm.text.conditioning import Conditioning
 
 __version__ = "0.1.0"
@@ -26,7 +27,7 @@ _HOMES = {
     "InputError": "ldm.errors",
     "LdmError": "ldm.errors",
     "Pipeline": "ldm.pipeline",
-    "Result": "ldm.pipeline",
+    "Result": "ldm.results",
     "load": "ldm.pipeline",
 }
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from ldm.errors import InputError, shown
-from ldm.limits import HIGHEST_SIGMA, LIMITS, SEEDS
+from ldm.errors import InputError, near_matches, shown
+from ldm.limits import HIGHEST_SIGMA, LIMITS, SEEDS, SPEEDS
 
 if TYPE_CHECKING:
     from ldm.options import Job
@@ -32,6 +32,8 @@ def validate(job: Job) -> Job:
     for name in ("sampler", "schedule", "profile"):
         if not isinstance(getattr(job, name), str) and (name == "profile" or getattr(job, name) is not None):
             raise InputError(f"{name} {getattr(job, name)!r} is not a name: give text")
+    if job.speed not in SPEEDS:
+        raise InputError(f"speed {shown(job.speed)} is not known: {near_matches(str(job.speed), list(SPEEDS))}")
     for name in ("prompt", "negative", "prompt_2", "negative_2"):
         if name == "prompt" or getattr(job, name) is not None:
             check_text(name, getattr(job, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,13 +21,19 @@ class Place(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     vae_dtype: torch.dtype
+    int8: bool = False  # the UNet's linear layers are in 8 bits; the rest computes in `dtype`
 
 
 def place_for(family: Family, device: str | torch.device = "auto", dtype: str = "auto", vae_dtype: str = "auto") -> Place:
-    """What the names mean for a family: "auto" is float32 on the CPU, bfloat16 on CUDA, and for the VAE what the family asks for."""
-    found = device_named(device)
-    kind = dtype_named(dtype, torch.bfloat16 if found.type == "cuda" else torch.float32)
-    return Place(found, kind, dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind))
+    """What the names mean for a family: "auto" is float32 on the CPU, bfloat16 on CUDA, and for the VAE what the family asks for.
+
+    "int8" is for the CPU: there float32, with the UNet's linear layers in 8 bits. Raises InputError.
+    """
+    found, int8 = device_named(device), dtype == "int8"
+    if int8 and found.type != "cpu":
+        raise InputError(f"dtype int8 is for the CPU, and this run is on {found}: take --device cpu, or --dtype bfloat16")
+    kind = dtype_named("float32" if int8 else dtype, torch.bfloat16 if found.type == "cuda" else torch.float32, more=("int8",))
+    return Place(found, kind, dtype_named(vae_dtype, torch.float32 if family.vae_dtype == "float32" else kind), int8)
 
 
 def device_named(name: str | torch.device) -> torch.device:
@@ -45,12 +52,12 @@ def device_named(name: str | torch.device) -> torch.device:
     return torch.device(name)
 
 
-def dtype_named(name: str | torch.dtype, auto: torch.dtype) -> torch.dtype:
-    """ "auto", "float32", "bfloat16" or "float16"; InputError for anything else."""
+def dtype_named(name: str | torch.dtype, auto: torch.dtype, more: Sequence[str] = ()) -> torch.dtype:
+    """ "auto", "float32", "bfloat16" or "float16"; InputError for anything else, which also names what `more` there is."""
     known = {"auto": auto, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     name = str(name).removeprefix("torch.")
     if name not in known:
-        raise InputError(f"dtype {name!r} is not known: {near_matches(name, list(known))}")
+        raise InputError(f"dtype {name!r} is not known: {near_matches(name, [*known, *more])}")
     return known[name]
 
 

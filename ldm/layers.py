@@ -73,6 +73,8 @@ def _folded(layer: Layer, where: str) -> Layer:
         layer |= {"schedule": schedule} if schedule and "schedule" not in layer else {}
     if isinstance(layer.get("schedule"), str):
         layer["schedule"] = names.schedule(layer["schedule"])
+    if isinstance(layer.get("profile"), str):
+        layer["profile"] = layer["profile"].lower()
     if "size" in layer:
         layer["height"], layer["width"] = layer.pop("size")
     if isinstance(layer.get("seed"), tuple):

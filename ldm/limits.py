@@ -49,4 +49,5 @@ LIMITS = {
     "weight": Limit(-10, 10),
 }
 SEEDS = ("seed", "subseed")  # of these the k-th picture takes the k-th after the first
+SPEEDS = ("exact", "fp8", "approx")  # the tiers; a picture's record names its own
 HIGHEST_SIGMA = 1e6  # a user's noise levels stay below; the highest of any schedule is 4519

@@ -12,7 +12,8 @@ from ldm.metadata.native import Record
 from ldm.pictures import Marks
 
 if TYPE_CHECKING:
-    from ldm.pipeline import Pipeline, Result
+    from ldm.pipeline import Pipeline
+    from ldm.results import Result
 
 
 def marks_of(pipeline: Pipeline, result: Result, index: int = 0, model_sha256: str | None = None) -> Marks:
@@ -29,6 +30,8 @@ def record_of(pipeline: Pipeline, result: Result, index: int = 0, model_sha256: 
     """The record of picture `index` of a result."""
     import torch
 
+    from ldm.runtime.quantise import precision
+
     return Record(
         job=result.job,
         seed=result.seeds[index],
@@ -37,7 +40,7 @@ def record_of(pipeline: Pipeline, result: Result, index: int = 0, model_sha256: 
         family=pipeline.family.name,
         vae=None if pipeline.vae_source is None else name_of(pipeline.vae_source),
         device=str(pipeline.device),
-        dtype=str(pipeline.dtype).removeprefix("torch."),
+        dtype=precision(pipeline.unet),
         torch=torch.__version__,
         version=ldm.__version__,
         stopped_at=result.stopped_at,

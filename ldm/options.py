@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from ldm import values
+from ldm.limits import SPEEDS
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class Job:
     watermark: str = _knob(
         "none", "--watermark", "none, or sdxl: the invisible mark of its reference code", values.Choice("none", "sdxl"), value="NAME"
     )
+    speed: str = _knob(
+        "exact",
+        "--speed",
+        "exact; fp8: the linear layers in 8 bits (GPU); approx: work is left out, the picture differs",
+        values.Choice(*SPEEDS),
+        value="NAME",
+    )
     seeds: tuple[int, ...] | None = _knob(None, "", "a list of seeds, one picture each", None, saved=False)
     size: tuple[int, int] | None = _knob(None, "--size", "width and height in one word", values.size, value="WxH", saved=False)
     ar: float | None = _knob(
@@ -135,7 +143,7 @@ class Job:
         repeats=True,
     )
     device: str = _knob("auto", "--device", "auto, cpu, cuda or cuda:N", values.device, value="NAME", saved=False)
-    dtype: str = _knob("auto", "--dtype", "auto, float32, bfloat16 or float16", values.dtype, value="NAME", saved=False)
+    dtype: str = _knob("auto", "--dtype", "auto, float32, bfloat16, float16 or int8 (CPU)", values.dtype, value="NAME", saved=False)
     output: str = _knob(
         "outputs", "-o --output", "a .png, .jpg, .webp or .avif file, or a folder", also="--outdir --output-dir", value="PATH", saved=False
     )
@@ -158,6 +166,15 @@ class Job:
     )
     resume: bool = _knob(False, "--resume", "go on where a run was left: make what no equal job has made in this folder", None, saved=False)
     loop: bool = _knob(False, "--loop", "keep the model and ask for prompt after prompt", None, also="--interactive", saved=False)
+    max_memory: int | None = _knob(
+        None,
+        "--max-memory",
+        "stay below so much memory, of the GPU where there is one, such as 8GiB; slower: weights are read when their turn comes",
+        values.amount,
+        value="SIZE",
+        saved=False,
+    )
+    plan: bool = _knob(False, "--plan", "say what memory the run will take, stage by stage, and stop", None, saved=False)
     dry_run: bool = _knob(False, "--dry-run", "print the finished job as JSON and stop", None, saved=False)
     format: str = _knob(
         "human",

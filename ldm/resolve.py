@@ -26,7 +26,7 @@ def resolve(job: Job, family: Family) -> tuple[Job, Profile]:
     rules = profiles.override(profiles.load_profile(job.profile), job.overrides or {})
     drawn = SEEDS if job.subseed_strength else ("seed",)
     fresh: dict[str, Any] = {name: secrets.randbelow(2**32) for name in drawn if getattr(job, name) in (None, -1)}
-    job = replace(job, **fresh)
+    job = replace(job, **fresh, profile=rules.name)
     _check_depths(job, rules, family)
     defaults = family.defaults.to_dict()
     if job.sigmas is not None:  # a list of the user's has no schedule
@@ -36,7 +36,7 @@ def resolve(job: Job, family: Family) -> tuple[Job, Profile]:
         height, width = buckets.nearest(job.ar, family.defaults)
         job = replace(job, height=height, width=width)
     job = replace(job, **{name: value for name, value in defaults.items() if getattr(job, name) is None})
-    samplers.get(str(job.sampler), rules)
+    _check_speed(job, samplers.get(str(job.sampler), rules))
     table = schedules.SigmaTable(rules.alphas, zero_terminal=family.zero_terminal)
     if job.sigmas is None:
         job = replace(job, sigmas=tuple(levels(job, table, rules)))
@@ -61,6 +61,13 @@ def _check_depths(job: Job, rules: Profile, family: Family) -> None:
         if job.clip_skip and depth > tower.layers:
             why = f"under profile {rules.name} it is state {depth} from the end"
             raise InputError(f"clip_skip {job.clip_skip}: {why}, and a text tower has {tower.layers} layers: give a smaller one")
+
+
+def _check_speed(job: Job, solver: samplers.Sampler) -> None:
+    """What leaves out evaluations has to know which they are."""
+    if job.speed == "approx" and solver.adaptive:
+        why = f"{job.sampler} chooses its steps as it goes, so that none can be left out"
+        raise InputError(f"speed approx: {why}: take --speed exact or another sampler")
 
 
 def notes_on(job: Job, rules: Profile) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, get_args, get_origin
 
 MOST_SEEDS = 100_000  # of one list, and jobs of one run
 _UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 _SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -93,7 +93,7 @@ def amount(text: str) -> int:
 def dtype(text: str) -> str:
     name = _SHORT_DTYPES.get(text, text)
     if name not in _DTYPES:
-        raise ValueError("auto, float32, bfloat16 or float16")
+        raise ValueError("auto, float32, bfloat16, float16 or int8")
     return name
 
 

@@ -1,7 +1,8 @@
 """Measure the style of ldm/ and compare it with the limits: `python scripts/style.py [FOLDER]`; exit code 1 when one is broken.
 
 What is counted
-- function length: all lines from `def` to the end, docstring included; Triton kernels and the names in EXEMPT are left out
+- function length: all lines from `def` to the end, docstring included; Triton kernels, those inside a function too, and the names in
+  EXEMPT are left out
 - annotated: arguments (but self and cls) and returns that carry a type
 - duplicated: share of lines that stand in a window of six equal lines elsewhere (blank lines and indentation do not count)
 - import depth: edges on the longest chain of imports at module level inside the package, those for type checkers left out;
@@ -63,11 +64,19 @@ def functions(module: Module) -> Iterator[tuple[str, ast.FunctionDef | ast.Async
 def lengths(found: list[Module]) -> list[tuple[int, str]]:
     """(lines, name) of every function that is not exempt."""
     return [
-        ((node.end_lineno or node.lineno) - node.lineno + 1, name)
+        (_lines(node) - sum(_lines(inner) for inner in _kernels_in(node)), name)
         for module in found
         for name, node in functions(module)
         if name not in EXEMPT and not _is_kernel(node)
     ]
+
+
+def _lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def _kernels_in(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.FunctionDef]:
+    return [inner for inner in ast.walk(node) if isinstance(inner, ast.FunctionDef) and _is_kernel(inner)]
 
 
 def _is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:

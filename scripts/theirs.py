@@ -116,12 +116,18 @@ def pipeline_folder(folder: Path) -> None:
 
 
 def vae(path: Path) -> torch.nn.Module:
+    return vae_of(tensors(path, "first_stage_model."), VAE)
+
+
+def vae_of(state: Mapping[str, Tensor], config: dict[str, Any]) -> torch.nn.Module:
+    """diffusers' VAE over the tensors of an official layout, which it shares."""
     from diffusers import AutoencoderKL
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    state = {f"first_stage_model.{name}": tensor for name, tensor in tensors(path, "first_stage_model.").items()}
-    made = AutoencoderKL(**VAE)
-    made.load_state_dict(convert_ldm_vae_checkpoint(state, VAE), strict=True)
+    renamed = convert_ldm_vae_checkpoint({f"first_stage_model.{name}": tensor for name, tensor in state.items()}, config)
+    with torch.device("meta"):
+        made = AutoencoderKL(**config)
+    made.load_state_dict(renamed, strict=True, assign=True)
     return made.eval()
 
 

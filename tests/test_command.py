@@ -44,7 +44,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.family = load_family("sdxl-base")
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype, self.unet = torch.device("cpu"), torch.float32, torch.nn.Linear(1, 1)
         self.source, self.vae_source = "a.safetensors", None
         self.loads: list[tuple[Any, ...]] = []
         self.calls: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from ldm.errors import InputError
 from ldm.metadata import a1111, native
 from ldm.options import Job, alone
 from ldm.resolve import notes_on, resolve
+from ldm.runtime.telling import Teller
 from ldm.text import conditioning
 
 SMALL = ["-p", "a red apple", "-W", "64", "-H", "64", "--steps", "2", "--no-hash", "-q"]
@@ -194,6 +195,25 @@ def test_the_empty_negative(monkeypatch, pipeline, profile):
         assert (not uncond.context.any(), not uncond.vector[:, :width].any()) == (zeros, zeros), negative
         assert uncond.vector[:, width:].any() and cond.context.any()
     assert bool(conditioned(monkeypatch, pipeline, profile=profile, prompt="")[0].context.any()) != prompt
+
+
+def test_each_tower_by_its_own_text(monkeypatch, pipeline):
+    """InvokeAI: of an empty prompt beside a second one CLIP-L's part alone is zeros."""
+    width, first = pipeline.family.towers[-1].projection, pipeline.family.towers[0].width
+    cond, _ = conditioned(monkeypatch, pipeline, profile="invokeai", prompt="", prompt_2="in oils")
+    assert not cond.context[..., :first].any() and cond.context[..., first:].any() and cond.vector[:, :width].any()
+
+
+@pytest.mark.parametrize("profile", ["sgm", "invokeai"])
+def test_a_refiner_has_no_zeros(pipeline, profile):
+    """A family with an aesthetic score: sgm encodes its negative, InvokeAI leaves empty texts as they are."""
+    vector = pipeline.family.towers[-1].projection + 5 * pipeline.family.size_embedding
+    unet = dataclasses.replace(pipeline.family.unet, vector_dim=vector)
+    family = dataclasses.replace(pipeline.family, numbers=("original", "crop", "aesthetic"), unet=unet)
+    job = Job("", None, 64, 64, 1, 4.0, "euler", "normal", (14.0, 0.0), 1, 1, profile)
+    for of_it, zeros in ((pipeline.family, True), (family, False)):
+        _, away = Teller(pipeline.towers, of_it, profiles.load_profile(profile)).both(job)
+        assert away.conds[0].context.any().item() != zeros
 
 
 def test_zeros_that_keep_what_is_pooled(monkeypatch, pipeline):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm import images
 from ldm.errors import NumericError
 from ldm.images import to_pil
 
@@ -30,6 +31,25 @@ def test_tensors_of_every_dtype_give_what_the_array_gives() -> None:
         wanted = to_pil(image.to(dtype).float().numpy())
         assert [each.size for each in pictures] == [(5, 4), (5, 4)]
         assert all(np.array_equal(np.asarray(one), np.asarray(two)) for one, two in zip(pictures, wanted, strict=True))
+
+
+def test_what_a_gpu_does_has_the_same_bits() -> None:
+    """All ties and their neighbours, and a few million values."""
+    ties = torch.arange(256, dtype=torch.float64).sub(0.5).div(127.5).sub(1).float()
+    near = [ties.nextafter(torch.tensor(side)) for side in (-9.0, 9.0)]
+    values = torch.cat([ties, *near, torch.linspace(-1.1, 1.1, 2**19 - 768)]).reshape(1, 1, -1, 1024).expand(2, 3, -1, -1)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert np.array_equal(images._on_device(values.to(dtype)), images._on_host(values.to(dtype)))
+    broken = values.clone()
+    broken[1, 2, 3, 4:7] = torch.nan
+    with pytest.raises(NumericError, match="3 values that are not finite"):
+        images._on_device(broken)
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_them_too() -> None:
+    values = torch.linspace(-1.1, 1.1, 2**20).reshape(1, 1, -1, 1024).expand(1, 3, -1, -1)
+    assert np.array_equal(images._on_device(values.cuda()), images._on_host(values))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

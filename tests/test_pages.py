@@ -51,8 +51,23 @@ NOT_RUN = {
     "python -m scripts.parity refiner --checkpoint FILE": "weights of full size: tests/test_full.py runs it where they are asked for",
     "python -m scripts.bench load --checkpoint FILE": "weights of full size, and an idle machine",
     "python -m scripts.bench step --checkpoint FILE": "weights of full size, and an idle machine",
+    "python -m scripts.bench": "an hour, and an idle machine: tests/bench runs every row at tiny sizes",
+    "python -m scripts.bench --only step-256,vae-512 --minutes 15": "weights of full size, and an idle machine: tests/bench runs slices",
+    "python -m scripts.bench --json bench.json --write": "writes the page: tests/bench writes another",
+    "python -m scripts.bench --tune": "a GPU: tests/bench writes a table of figures that are made up",
+    "python -m scripts.bench --small": "half a minute: tests/bench runs it",
     "python -m scripts.parity page": "minutes: tests/parity runs its parts",
     "ldm parity --checkpoint sd_xl_base_1.0.safetensors": "weights of full size, and diffusers: tests/parity runs it on small ones",
+    "python scripts/emoji.py things": "a font that not every machine has: tests/train draws its own things",
+    **dict.fromkeys(
+        (
+            "ldm train configs/train/emoji.toml --stage vae --data things --out runs/emoji",
+            "ldm train configs/train/emoji.toml --stage towers --data things --out runs/emoji",
+            "ldm train configs/train/emoji.toml --stage unet --data things --out runs/emoji",
+            "ldm train configs/train/emoji.toml --out runs/emoji --export emoji.safetensors",
+        ),
+        "an hour: tests/train takes a small family from nothing through all three stages to a file",
+    ),
     "python -m scripts.needs": "minutes, and an idle machine: tests/runtime/test_need.py counts the same",
 }
 
@@ -68,6 +83,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "models").mkdir()
     (home / "models/sd_xl_base_1.0.safetensors").symlink_to(BOX)
     (home / "prompts.txt").write_text("a red apple on a blue background --d 7 --w 64 --h 64\n")
+    (home / "pictures").mkdir()
+    shutil.copy(ROOT / "docs" / "grid.png", home / "pictures")
+    (home / "pictures" / "grid.txt").write_text("a sheet of many things")
     (home / "two.txt").write_text("a red apple on a blue background\na robot on a brown background\n")
     with contextlib.chdir(home):
         assert main(["sample", "-p", "a red apple on a blue background", "-s", "3", *TINY, "-q", "-o", "stand-in.png"]) == 0
@@ -86,7 +104,7 @@ def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def stand_in(words: list[str]) -> list[str]:
     """The words with the model in the box for FILE; what else they name and is not there is put there."""
-    outputs = {words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-o", "--out", "--output", "--latents")}
+    outputs = {words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-o", "--out", "--output", "--latents", "--export")}
     words = [str(BOX) if word == "FILE" and words[at - 1] != "--out" else word for at, word in enumerate(words)]
     for word in words:
         path = Path(word)
@@ -108,9 +126,22 @@ def small(words: list[str]) -> list[str]:
     return [*words, *more, *([] if {"resume", "skip_existing"} & set(said) else ["--overwrite"])]
 
 
+def short(words: list[str]) -> list[str]:
+    """The words of `ldm train`, with two small steps of the recipe that they name."""
+    if words[1] == "report":
+        return words
+    text = (ROOT / words[1]).read_text(encoding="utf-8")
+    for old, new in (("bfloat16", "float32"), ("size = 128", "size = 32"), ("batch = 8", "batch = 1"), ("batch = 16", "batch = 1")):
+        text = text.replace(old, new)
+    Path("short.toml").write_text(re.sub(r"^steps = \d+", "steps = 2", text, flags=re.MULTILINE))
+    return ["train", "short.toml", *words[2:]]
+
+
 def run_ldm(words: list[str]) -> None:
     if words[0] == "sample":
         words = ["sample", *small(words[1:])]
+    if words[0] == "train":
+        words = short(words)
     assert main(words) == 0, words
 
 
@@ -206,7 +237,7 @@ def test_the_command_runs(command: Command, place: Path, monkeypatch: pytest.Mon
     elif command.marked and words[0] == "ldm":
         import_module(f"ldm.commands.{words[1]}").parser().parse_args(words[2:])
     elif command.marked:
-        parse_only(words[2:])
+        parse_only(words[2:] if words[1] == "-m" else [words[1].removesuffix(".py").replace("/", "."), *words[2:]])
     elif words[:3] == ["python", "-m", "ldm.sample"]:
         run_ldm(stand_in(["sample", *words[3:]]))
     elif words[:3] == ["python", "-m", "ldm"] or words[0] == "ldm":

@@ -48,6 +48,7 @@ def body(count: int) -> str:
         ({f"m{k}": f"from pack.m{k + 1} import f\n{GOOD if not k else ''}" for k in range(6)} | {"m6": ""}, {"import depth"}),
         ({f"m{k}": f"from pack import m{k + 1}\n{GOOD if not k else ''}" for k in range(5)} | {"m5": ""}, set()),
         ({"a": GOOD + "@triton.jit\n" + body(60).replace("h()", "kernel()")}, set()),
+        ({"a": GOOD + "def k() -> None:\n    @triton.jit\n" + body(60).replace("def ", "    def ").replace("    x", " " * 8 + "x")}, set()),
     ],
 )
 def test_each_fault_is_found(tmp_path: Path, files: dict[str, str], names: set[str]) -> None:

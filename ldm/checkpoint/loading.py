@@ -28,12 +28,14 @@ class Part:
     """A module on the meta device and where its tensors stand in the file.
 
     `sources` maps the module's names to (the file's name after `prefix`, which third of its rows or None); without it the names are equal.
+    `absent` are names that stay on the meta device: they are read when they are needed.
     """
 
     module: nn.Module
     prefix: str
     dtype: torch.dtype
     sources: Sources | None = None
+    absent: frozenset[str] = frozenset()
 
     def source(self, name: str) -> tuple[str, int | None]:
         file_name, third = self.sources[name] if self.sources is not None else (name, None)
@@ -114,23 +116,29 @@ def fill(
     allocation, and what `reading.read` raises.
     """
     device = torch.device(device)
-    placed = match(header, parts, elsewhere)
-    sizes = [_flat_size(places, part.dtype) for part, places in zip(parts, placed, strict=True)]
+    matched = match(header, parts, elsewhere)
+    placed = [[place for place in places if place.name not in part.absent] for part, places in zip(parts, matched, strict=True)]
+    sizes = [flat_size(places, part.dtype) for part, places in zip(parts, placed, strict=True)]
     check_memory(sum(sizes), free_memory(device), str(header.path))
-    states = [_views(allocate(size, device), places, part.dtype) for part, places, size in zip(parts, placed, sizes, strict=True)]
-    read(header, [copy for places, state in zip(placed, states, strict=True) for copy in _copies(places, state)], progress)
+    states = [views(allocate(size, device), places, part.dtype) for part, places, size in zip(parts, placed, sizes, strict=True)]
+    read(header, [copy for places, state in zip(placed, states, strict=True) for copy in copies(places, state)], progress)
     for part, places, state in zip(parts, placed, states, strict=True):
         _turn(places, state)
-        part.module.load_state_dict(state, strict=True, assign=True)
+        if device.type == "cuda":
+            last_channels(state)
+        part.module.load_state_dict(state, strict=not part.absent, assign=True)
         part.module.eval().requires_grad_(False)
 
 
 def match(header: Header, parts: Sequence[Part], elsewhere: Sequence[str] = ()) -> list[list[Place]]:
-    """For each part its places, in the order of the file. Raises FileError unless the whole file is accounted for."""
+    """For each part its places, in the order of the module, where weights that are multiplied together (to_q, to_k, to_v) are neighbours.
+
+    Raises FileError unless the whole file is accounted for.
+    """
     report, used, placed = Report(), set[str](), []
     for part in parts:
         found = [_place(header, part, name, tensor.shape, report, used) for name, tensor in part.module.state_dict().items()]
-        placed.append(sorted((place for place in found if place is not None), key=lambda place: (place.entry.start, place.third or 0)))
+        placed.append([place for place in found if place is not None])
     spare = used | leftovers(header.tensors)
     for name, entry in header.tensors.items():
         if name not in spare and not name.startswith(tuple(elsewhere)):
@@ -173,12 +181,13 @@ def _spelling(header: Header, name: str) -> tuple[str, bool]:
 
 def tensor_bytes(header: Header, parts: Sequence[Part]) -> int:
     """Bytes of the file that `fill` reads for these parts: the total of its progress."""
-    names = {part.source(name)[0] for part in parts for name in part.module.state_dict()}
+    names = {part.source(name)[0] for part in parts for name in part.module.state_dict() if name not in part.absent}
     entries = [header.tensors.get(_spelling(header, name)[0]) for name in names]
     return sum(entry.end - entry.start for entry in entries if entry is not None)
 
 
-def _flat_size(places: Sequence[Place], dtype: torch.dtype) -> int:
+def flat_size(places: Sequence[Place], dtype: torch.dtype) -> int:
+    """Bytes that `views` needs."""
     return sum(_padded(place.numel * dtype.itemsize) for place in places)
 
 
@@ -186,7 +195,7 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // ALIGN) * ALIGN
 
 
-def _views(flat: Tensor, places: Sequence[Place], dtype: torch.dtype) -> dict[str, Tensor]:
+def views(flat: Tensor, places: Sequence[Place], dtype: torch.dtype) -> dict[str, Tensor]:
     """The module's tensors, uninitialised, one behind the other in `flat` (bytes,)."""
     state, at = {}, 0
     for place in places:
@@ -197,13 +206,14 @@ def _views(flat: Tensor, places: Sequence[Place], dtype: torch.dtype) -> dict[st
     return state
 
 
-def _copies(places: Sequence[Place], state: Mapping[str, Tensor]) -> list[Copy]:
-    copies = []
+def copies(places: Sequence[Place], state: Mapping[str, Tensor]) -> list[Copy]:
+    """What fills the tensors of `views` from the file."""
+    made = []
     for place in places:
         source = DTYPES[place.entry.dtype]
         start = place.entry.start + (place.third or 0) * place.numel * source.itemsize
-        copies.append(Copy(place.file_name, start, source, state[place.name].view(-1)))
-    return copies
+        made.append(Copy(place.file_name, start, source, state[place.name].view(-1)))
+    return made
 
 
 def _turn(places: Sequence[Place], state: dict[str, Tensor]) -> None:
@@ -211,3 +221,11 @@ def _turn(places: Sequence[Place], state: dict[str, Tensor]) -> None:
     for place in places:
         if place.transposed:
             state[place.name] = state[place.name].t().contiguous()
+
+
+def last_channels(state: dict[str, Tensor]) -> None:
+    """Kernels of convolutions (D, C, 3, 3) with their channels last, in the memory where they lie: all feature maps then follow."""
+    for name, tensor in state.items():
+        if tensor.dim() == 4 and tensor.shape[2:].numel() > 1:
+            turned = tensor.contiguous(memory_format=torch.channels_last)
+            state[name] = tensor.as_strided(turned.shape, turned.stride()).copy_(turned)

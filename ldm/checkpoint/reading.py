@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint.finite import Fault, count, doubtful, refuse
+from ldm.checkpoint.lanes import Lane, lane
 from ldm.checkpoint.safetensors import MAX_HEADER, TICK, Header, read_header, stamp
 from ldm.errors import FileError
 from ldm.files import READ, read_into
 
 ALIGN = 64  # bytes: where each tensor begins in its module's memory
 PIECE = 2**20  # bytes of file that are read and converted at once on the CPU: they stay in the cache between the two
-DEVICE_PIECE = 2**24  # bytes of file that travel to another device at once
+DEVICE_PIECE = 2**23  # bytes of file that travel to another device at once, in each of two buffers a worker
 TASK = 2**25  # bytes of file that a worker takes at a time
 WORKERS = 8
 HUGE = 2**22  # bytes: allocations from here on ask for huge pages
@@ -68,6 +69,7 @@ def read(header: Header, copies: Sequence[Copy], progress: Callable[[int], None]
     """
     before = torch.get_num_threads()
     workers = min(WORKERS, max(os.cpu_count() or 1, 2))
+    _rest(copies)
     with _Source(header) as source, ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         source.settle()
         try:
@@ -79,6 +81,12 @@ def read(header: Header, copies: Sequence[Copy], progress: Callable[[int], None]
             torch.set_num_threads(before)  # a worker's setting is the default of threads to come
         source.check()
     refuse(header, faults)
+
+
+def _rest(copies: Sequence[Copy]) -> None:
+    """Wait for what GPUs may still do in the memory that was allocated: it is filled from other streams."""
+    for device in {copy.target.device for copy in copies if copy.target.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def _tasks(copies: Sequence[Copy]) -> list[list[Copy]]:
@@ -109,7 +117,8 @@ class _Source:
         self.header = header
         self.path: Path = header.path
         self.local = threading.local()
-        self.found: list[tuple[Copy, Tensor | None]] = []  # pieces to be counted; on a device, if the flag beside them is set
+        self.found: list[tuple[Copy, Tensor | None]] = []  # pieces to be counted; on a device, unless the flag beside them is set
+        self.lanes: list[Lane] = []
 
     def __enter__(self) -> _Source:
         try:
@@ -120,6 +129,12 @@ class _Source:
 
     def __exit__(self, *_: object) -> None:
         os.close(self.descriptor)
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Wait for what is on its way to a device: its memory may be given back after an error."""
+        for each in self.lanes:
+            each.finish()
 
     def settle(self) -> None:
         """`check`; where the header was read too soon for its date to tell, wait for the clock's next tick and look at it again."""
@@ -165,16 +180,17 @@ class _Source:
             self.found.append((piece, None))
 
     def _read_device(self, piece: Copy) -> None:
-        target = piece.target
-        scratch = self._scratch(piece.nbytes, pinned=target.device.type == "cuda")
+        way: Lane | None = getattr(self.local, "lane", None)
+        if way is None:
+            way = self.local.lane = lane(piece.target.device, DEVICE_PIECE)
+            self.lanes.append(way)
+        scratch = way.buffer(piece.nbytes)
         self._fill(scratch, piece.start)
-        target.copy_(scratch.view(piece.dtype).to(target.device, non_blocking=True))
-        self.found.append((piece, torch.isfinite(target).all()))  # stays there until all is read
-        if target.device.type == "cuda":
-            torch.cuda.current_stream(target.device).synchronize()  # the scratch is written again
+        self.found.append((piece, way.send(scratch.view(piece.dtype), piece.target)))  # the flag stays there until all is read
 
     def doubts(self) -> list[Copy]:
         """The pieces that must be counted, in the order of the file."""
+        self.arrive()
         flags = [flag for _, flag in self.found if flag is not None]
         fine = iter(torch.stack(flags).tolist() if flags else ())
         return sorted((piece for piece, flag in self.found if flag is None or not next(fine)), key=lambda piece: piece.start)
@@ -185,11 +201,11 @@ class _Source:
         at = (piece.start - self.header.tensors[piece.name].start) // piece.dtype.itemsize
         return count(piece.name, at, scratch.view(piece.dtype), piece.target)
 
-    def _scratch(self, nbytes: int, *, pinned: bool = False) -> Tensor:
-        """The thread's own buffer, at least as large as a piece; the other threads read while this one is on its way to the device."""
+    def _scratch(self, nbytes: int) -> Tensor:
+        """The thread's own buffer, at least as large as a piece."""
         held: Tensor | None = getattr(self.local, "scratch", None)
         if held is None or held.numel() < nbytes:
-            held = self.local.scratch = torch.empty(max(nbytes, PIECE), dtype=torch.uint8, pin_memory=pinned)
+            held = self.local.scratch = torch.empty(max(nbytes, PIECE), dtype=torch.uint8)
         return held[:nbytes]
 
     def _fill(self, memory: Tensor, start: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 import traceback
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def program(*first: str) -> int:
     """`main` of a process, with these words before its own: a signal that comes when all is done changes nothing."""
     STOPS.install()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks once: large tensors in huge pages, a fraction of the page faults
     code = _ended([*first, *sys.argv[1:]])
     gc.freeze()  # or Python, as it ends, looks for garbage in all that torch has made: half a second of the processor's time
     return code

@@ -46,10 +46,11 @@ def loop(pipeline: Pipeline, job: Job) -> int:
             saver = Saver(pipeline, job, tasks, after=saver)
             with saver.watched():
                 for at, task in enumerate(tasks):
-                    result, timings = make_one(pipeline, task, partial(saver.save, task, at))
-                    code = max(code, saver.save(task, at, result, timings))
+                    result, timings = make_one(pipeline, task, partial(saver.save, task, at), saver.settle)
+                    saver.save(task, at, result, timings)
         except LdmError as error:
             complain(error, as_json=job.format == "json")
+        code = max(code, saver.code if saver is not None else 0)
     return code
 
 

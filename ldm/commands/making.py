@@ -13,14 +13,21 @@ from ldm.commands.streams import say
 if TYPE_CHECKING:
     from ldm.jobs.fields import Task
     from ldm.options import Job
-    from ldm.pipeline import Pipeline, Result
+    from ldm.pipeline import Pipeline
+    from ldm.results import Result
 
 Timings = dict[str, float]
 
 
-def make_one(pipeline: Pipeline, task: Task, keep: Callable[[Result, Timings], Any] | None = None) -> tuple[Result, Timings]:
+def make_one(
+    pipeline: Pipeline,
+    task: Task,
+    keep: Callable[[Result, Timings], Any] | None = None,
+    between: Callable[[Bar], None] | None = None,
+) -> tuple[Result, Timings]:
     """The pictures of one task, and its timings; of one that fails, `keep` is given what was made before the error.
 
+    `between` is called after each step: with the bar, for what is to be said then.
     Raises Stop, saying at which step, where a signal comes.
     """
     job = task.job
@@ -34,6 +41,8 @@ def make_one(pipeline: Pipeline, task: Task, keep: Callable[[Result, Timings], A
 
     def count(step: Any) -> None:
         bar.step(step)
+        if between is not None:
+            between(bar)
         STOPS.check()
 
     try:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -61,6 +62,15 @@ class Bar:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """A block that writes lines where the bar stands."""
+        if self.bar is not None:
+            self.bar.clear()
+        yield
+        if self.bar is not None:
+            self.bar.refresh()
 
     def step(self, _step: Any) -> None:
         """Count one step; returns None, so the run goes on."""

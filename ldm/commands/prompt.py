@@ -15,11 +15,11 @@ from ldm.errors import InputError
 from ldm.flags import Parser
 from ldm.options import KNOBS
 from ldm.text import prompt, script
-from ldm.text.tokenizer import decode, encode
+from ldm.text.tokenizer import END, decode, encode
 from ldm.values import assignment
 
 TEXTS = ("prompt", "negative", "prompt_2", "negative_2")
-TOWERS = ("CLIP-L", "bigG")  # SDXL's; a model with one tower reads what the last one reads
+TOWERS = {"CLIP-L": END, "bigG": 0}  # SDXL's, with what each pads with; a model with one tower reads what the last one reads
 STEPS = 20
 
 
@@ -73,13 +73,14 @@ def _part(part: script.Part, rules: Profile) -> dict[str, Any]:
     runs = [(place, len(list(group))) for place, group in groupby(part.at)]
     starts = [sum(length for _, length in runs[:k]) for k in range(len(runs))]
     schedule = [{"from": start, "to": start + length - 1, "text": place} for start, (place, length) in zip(starts, runs, strict=True)]
-    texts = [{tower: _tower(text, rules) for tower, text in zip(TOWERS, pair, strict=True)} for pair in part.texts]
+    texts = [{tower: _tower(text, rules, pad) for (tower, pad), text in zip(TOWERS.items(), pair, strict=True)} for pair in part.texts]
     return {"weight": part.weight, "schedule": schedule, "texts": texts}
 
 
-def _tower(text: str, rules: Profile) -> dict[str, Any]:
-    chunks = prompt.parsed(text, rules)
-    dropped = encode(text)[prompt.CHUNK :] if rules.chunking == "cut" else []
+def _tower(text: str, rules: Profile, pad: int) -> dict[str, Any]:
+    chunks = prompt.parsed(text, rules, pad=pad)
+    exclaimed = rules.bigg_exclamation == "pad" and pad == 0
+    dropped = encode(text, rules.text_cleaning, exclaimed=exclaimed)[prompt.CHUNK :] if rules.chunking == "cut" else []
     shown = [[{"id": token, "text": decode([token]), "weight": weight} for token, weight in chunk] for chunk in chunks]
     cut = {"tokens": len(dropped), "text": decode(dropped).strip()}
     return {"text": text, "tokens": sum(map(len, chunks)), "chunks": shown, "cut": cut}
@@ -102,9 +103,9 @@ def _schedule_lines(part: dict[str, Any]) -> Iterator[str]:
         if len(part["texts"]) > 1:
             spans = [_span(stretch["from"], stretch["to"]) for stretch in part["schedule"] if stretch["text"] == place]
             more = f" and {len(spans) - 8} times more" if len(spans) > 8 else ""
-            yield f"  calls {', '.join(spans[:8])}{more}: {printable(text[TOWERS[0]]['text'])}"
-        alike = len({text[tower]["text"] for tower in TOWERS}) == 1
-        for tower in TOWERS[:1] if alike else TOWERS:
+            yield f"  calls {', '.join(spans[:8])}{more}: {printable(next(iter(text.values()))['text'])}"
+        alike = text["CLIP-L"] == text["bigG"]
+        for tower in list(TOWERS)[:1] if alike else TOWERS:
             yield from _tower_lines(text[tower], "both towers" if alike else tower)
 
 

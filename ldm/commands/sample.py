@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ from ldm.checks import validate
 from ldm.commands import again, output
 from ldm.commands.making import make_one
 from ldm.commands.progress import Bar
-from ldm.commands.streams import complain, say, show
+from ldm.commands.streams import say, show
 from ldm.diffusion import names, profiles
 from ldm.errors import InputError, MemoryNeedError, NumericError
 from ldm.files import name_of
@@ -52,6 +54,10 @@ def run(argv: list[str]) -> int:
     check(job, tasks)
     if job.dry_run:
         return _dry(job, tasks)
+    if job.plan:
+        from ldm.commands.planning import foretell
+
+        return foretell(job, tasks)
     if _skips_file(job):
         if os.path.lexists(job.output):
             say(f"{job.output} is there: nothing is made", job.quiet)
@@ -67,20 +73,23 @@ def run(argv: list[str]) -> int:
     saver = Saver(pipeline, job, tasks)
     with saver.watched():
         if saver.shared:
-            return saver.claimed(tasks, partial(make_one, pipeline))
-        return max(_one(pipeline, saver, tasks, at) for at in range(len(tasks)))
+            saver.claimed(tasks, partial(make_one, pipeline, between=saver.settle))
+        else:
+            for at in range(len(tasks)):
+                _one(pipeline, saver, tasks, at)
+    return saver.code
 
 
-def _one(pipeline: Pipeline, saver: Saver, tasks: Sequence[Task], at: int) -> int:
+def _one(pipeline: Pipeline, saver: Saver, tasks: Sequence[Task], at: int) -> None:
     """One of the jobs; of many, one that fails is said and the others are made."""
     try:
-        result, timings = make_one(pipeline, tasks[at], partial(saver.save, tasks[at], at))
+        result, timings = make_one(pipeline, tasks[at], partial(saver.save, tasks[at], at), saver.settle)
     except (NumericError, MemoryNeedError) as error:
         if len(tasks) == 1:
             raise
-        complain(error, f"{tasks[at].where}: {error}", as_json=tasks[at].job.format == "json")
-        return 1
-    return saver.save(tasks[at], at, result, timings)
+        saver.failed(tasks[at], error)
+        return
+    saver.save(tasks[at], at, result, timings)
 
 
 def job_of(flags: Mapping[str, Any]) -> tuple[Job, list[str]]:
@@ -139,6 +148,19 @@ def _skips_file(job: Job) -> bool:
     return job.skip_existing and output.is_file(job.output)
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """A block that looks for no garbage: what it imports and loads stays."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_uncollected()
 def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
     """The model of the run, when its header and all jobs have been looked at."""
     path = catalogue.find(job.model)
@@ -154,9 +176,15 @@ def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
             progress=bar.count,
             max_header=job.max_header,
             verify=job.verify,
+            **_limited(job, tasks),
         )
     say(f"loaded in {time.perf_counter() - start:.1f} s: {pipeline.family.title}, {pipeline.device}, {dtype_word(pipeline)}", job.quiet)
     return pipeline
+
+
+def _limited(job: Job, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What the model is loaded with where memory has a limit."""
+    return {} if job.max_memory is None else {"max_memory": job.max_memory, "jobs": [task.job for task in tasks]}
 
 
 def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
@@ -168,7 +196,7 @@ def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
     from ldm.checkpoint.safetensors import read_header
     from ldm.devices import place_for
     from ldm.resolve import resolve
-    from ldm.runtime import need
+    from ldm.runtime import need, tiers
 
     header = read_header(catalogue.find(job.model), job.max_header)
     unread = unread_metadata(header) if job.debug else []
@@ -183,7 +211,10 @@ def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
         say(f"usage hint of the file: {hint}", job.quiet)
     place = place_for(family, job.device, job.dtype)
     resolved = [resolve(task.job, family) for task in tasks]
-    for plan in dict.fromkeys(need.plan_of(*each, family, **place._asdict()) for each in resolved):
+    for speed in {made.speed for made, _ in resolved}:
+        tiers.check(speed, place.device)
+    plans = dict.fromkeys(need.plan_of(*each, family, **place._asdict()) for each in resolved)
+    for plan in plans if job.max_memory is None else ():  # under a limit the load sees to it
         need.check_job(plan)
     for made, _ in resolved:
         if made.watermark != "none":
@@ -205,4 +236,6 @@ def _dry(job: Job, tasks: Sequence[Task]) -> int:
 
 
 def dtype_word(pipeline: Pipeline) -> str:
-    return str(pipeline.dtype).removeprefix("torch.")
+    from ldm.runtime.quantise import precision
+
+    return precision(pipeline.unet)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import cache
 
 from ldm.commands.flags import made
-from ldm.diffusion import profiles
+from ldm.diffusion import names, profiles
 from ldm.diffusion.names import SOLVERS, SPACINGS, Solver, Spacing
 from ldm.errors import InputError, near_matches
 from ldm.flags import Parser
@@ -23,6 +23,8 @@ def run(argv: list[str]) -> int:
     samplers = [row for row in SOLVERS.values() if _asked(row, options.words)]
     schedules = [row for row in SPACINGS.values() if _asked(row, options.words)]
     if not samplers and not schedules:
+        samplers, schedules = _named(" ".join(options.words))
+    if not samplers and not schedules:
         near = near_matches(options.words[0], [*SOLVERS, *SPACINGS])
         raise InputError(f"no sampler or schedule has {' and '.join(options.words)!r} in its names: {near}")
     as_json = options.json or options.format == "json"
@@ -33,15 +35,27 @@ def run(argv: list[str]) -> int:
 
 
 def parser() -> Parser:
-    flags = made("samplers", "List the samplers and schedules, and what other engines call them. All these names are understood.")
+    about = "List the samplers and schedules, and what other engines call them. All these names are understood; --set is a flag."
+    flags = made("samplers", about)
     flags.add_argument("words", nargs="*", metavar="WORD", help="list only those with all of these in one of their names")
     flags.add_argument("--format", choices=("human", "json"), default="human", help="human: two tables; json: as --json")
     return flags
 
 
 def _asked(row: Solver | Spacing, words: Sequence[str]) -> bool:
-    names = "\n".join((row.name, row.a1111, row.comfyui, row.diffusers, *row.also)).casefold()
-    return all(word.casefold() in names for word in words)
+    written = "\n".join((row.name, row.a1111, row.comfyui, row.diffusers, *row.also)).casefold()
+    return all(word.casefold() in written for word in words)
+
+
+def _named(text: str) -> tuple[list[Solver], list[Spacing]]:
+    """Those that --sampler or --schedule would take the text for."""
+    for read in (lambda: names.sampler(text), lambda: (None, names.schedule(text))):
+        try:
+            solver, spacing = read()
+        except InputError:
+            continue
+        return [SOLVERS[solver]] if solver else [], [SPACINGS[spacing]] if spacing else []
+    return [], []
 
 
 def _objects(samplers: Sequence[Solver], schedules: Sequence[Spacing]) -> Iterator[str]:
@@ -55,7 +69,7 @@ def _objects(samplers: Sequence[Solver], schedules: Sequence[Spacing]) -> Iterat
 def _rules(row: Solver | Spacing) -> list[str]:
     """The fields of a profile that decide on it: its own, and those that list it in some profile."""
     own = row.rules.split(", ") if row.rules else []
-    return own if isinstance(row, Spacing) else own + [field for field, names in _listed().items() if row.name in names]
+    return own if isinstance(row, Spacing) else own + [field for field, listed in _listed().items() if row.name in listed]
 
 
 @cache

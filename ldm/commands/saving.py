@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ldm import catalogue, naming, pictures
 from ldm.commands import output
-from ldm.commands.progress import rate
+from ldm.commands.progress import Bar, rate
 from ldm.commands.stopping import STOPS, Stop
 from ldm.commands.streams import complain, say, show, tell
 from ldm.errors import LdmError, MemoryNeedError, NumericError
@@ -26,14 +26,17 @@ from ldm.jobs.work import Room
 from ldm.marks import marks_of
 from ldm.metadata.native import SAVED
 from ldm.options import Job, alone
+from ldm.runtime.encoding import Beside, threads_for
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ldm.jobs.claims import Claim
-    from ldm.pipeline import Pipeline, Result
+    from ldm.pipeline import Pipeline
+    from ldm.results import Result
 
 
+Held = AbstractContextManager["Claim | None"]
 DEFAULT = "{index:05}-{seed}"  # names in a folder
 
 
@@ -41,6 +44,8 @@ class Saver:
     """Of one run: `job` has its flags, each task its own picture."""
 
     def __init__(self, pipeline: Pipeline, job: Job, tasks: Sequence[Task] = (), *, after: Saver | None = None) -> None:
+        from ldm.runtime.quantise import precision
+
         self.pipeline, self.flags = pipeline, job
         self.is_file = output.is_file(job.output)
         self.folder = Path(job.output).parent if self.is_file else Path(job.output)
@@ -48,21 +53,28 @@ class Saver:
         self.suffix = Path(job.output).suffix if self.is_file else f".{job.type}"
         self.numbers = output.Numbers(self.folder)
         self.hash = None if job.no_hash or job.no_metadata else _hashing(job)
-        self.digests = _digests(job, tasks, {"dtype": str(pipeline.dtype), "suffix": self.suffix})
+        self.digests = _digests(job, tasks, {"dtype": f"torch.{precision(pipeline.unet)}", "suffix": self.suffix})
         self.shared = job.resume or job.skip_existing
         self.room = None if self.is_file else Room(self.folder)
         if self.room is None:
             leftovers.sweep(self.folder)
         self.written: set[Path] = after.written if after else set()  # with --overwrite, by this run, which does not overwrite itself
         self.count: int = after.count if after else 0  # of a task's pictures, counted over the run: their place when -o names a file
-        self.saved = 0
+        self.saved = self.code = 0  # the exit code: 1 where something could not be written, or made
+        self.beside = Beside[pictures.Encoded](threads_for(pipeline.device.type))
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A block in which signals wait until what is being written is there; Stop says then how much there is."""
+        """A block in which signals wait until what is being written is there; Stop says then how much there is.
+
+        What was made in it is written when it ends, however that is.
+        """
         try:
             with STOPS.held():
-                yield
+                try:
+                    yield
+                finally:
+                    self.beside.close()
         except KeyboardInterrupt as stop:
             raise Stop(stop.where if isinstance(stop, Stop) else "", self._kept()) from None
         finally:
@@ -79,17 +91,40 @@ class Saver:
         return f"{saved} of {len(names)} pictures {'is' if saved == 1 else 'are'} saved"
 
     def save(self, task: Task, at: int, result: Result, timings: dict[str, float]) -> int:
-        """Write the latents, then every picture, whatever becomes of the others. The exit code: 1 where one could not be written."""
-        code = 0 if self.flags.latents is None else _save_latents(result, Path(self.flags.latents), self.flags)
-        for index in range(len(result.images)):
-            with self.room.borrow(self.digests[at][index]) if self.room else nullcontext() as claim:
-                code = max(code, self._save_one(claim, task, result, index, timings))
-        return code
+        """Write the latents, then every picture, whatever becomes of the others; the exit code of what is written so far.
 
-    def _save_one(self, claim: Claim | None, task: Task, result: Result, index: int, timings: dict[str, float]) -> int:
+        Beside a GPU the pictures are encoded on threads, and written when that is done: in `settle`, later calls, or at the end.
+        """
+        if self.flags.latents is not None:
+            self.code = max(self.code, _save_latents(result, Path(self.flags.latents), self.flags))
+        for index in range(len(result.images)):
+            borrow = partial(self.room.borrow, self.digests[at][index]) if self.room else nullcontext
+            self._begin(borrow, task, result, index, timings)
+        return self.code
+
+    def settle(self, bar: Bar) -> None:
+        """Write what is encoded, in its order, with the bar out of the way."""
+        if self.beside.ready():
+            with STOPS.held(), bar.away():
+                self.beside.settle()
+
+    def failed(self, task: Task, error: LdmError) -> None:
+        """Say of one of many that it could not be made."""
+        complain(error, f"{task.where}: {error}", as_json=self.flags.format == "json")
+        self.code = 1
+
+    def _begin(self, held: Callable[[], Held], task: Task, result: Result, index: int, timings: dict[str, float]) -> None:
+        def write(encoded: Future[pictures.Encoded]) -> None:
+            with held() as claim:
+                self.code = max(self.code, self._save_one(claim, task, result, index, timings, encoded.result()))
+
+        self.beside.do(partial(self._encoded, result.images[index], result, index), write)
+
+    def _save_one(
+        self, claim: Claim | None, task: Task, result: Result, index: int, timings: dict[str, float], encoded: pictures.Encoded
+    ) -> int:
         """Write a picture, then its line in the manifest where there is one, and say so; the exit code."""
         seed = result.seeds[index]
-        encoded = self._encoded(result.images[index], result, index)
         overwrite = self.flags.overwrite and (self.is_file or task.file is not None)
         names = (name for name in self._names(result.job, seed, index, task.file) if name not in self.written)
         kept: list[pictures.Saved] = []
@@ -162,7 +197,7 @@ class Saver:
         said = {"path": str(saved.path), "seed": seed, "index": index, "sha256": saved.sha256, "timings": timings, "parameters": parameters}
         return show(json.dumps(said))
 
-    def claimed(self, tasks: Sequence[Task], make: Any) -> int:
+    def claimed(self, tasks: Sequence[Task], make: Any) -> None:
         """Make what nobody has made or is making, each picture by itself: any number of processes share a folder so."""
         if self.room is None:
             raise LdmError("pictures of several processes need a folder: choose one with -o")
@@ -173,23 +208,26 @@ class Saver:
             there = output.standing(self._asked(tasks[at], place) for at, place in places)
             places = [each for each, stands in zip(places, there, strict=True) if not stands]
         flat = [self.digests[at][place] for at, place in places]
-        code = made = 0
+        made = 0
         for which, claim in room.take_all(flat):
             at, place = places[which]
-            with claim:
-                code = max(code, self._claimed_one(claim, _alone(tasks[at], place), make))
+            self._claimed_one(claim, _alone(tasks[at], place), make)
             made += 1
+        self.beside.drain()
         told = f"{total - made - room.held} of {total} pictures were there"
         say(told + (f", {room.held} are being made by other processes" if room.held else ""), self.flags.quiet)
-        return code
 
-    def _claimed_one(self, claim: Claim, task: Task, make: Any) -> int:
-        try:
-            result, timings = make(task)
-        except (NumericError, MemoryNeedError) as error:
-            complain(error, f"{task.where}: {error}", as_json=self.flags.format == "json")
-            return 1
-        return self._save_one(claim, task, result, 0, timings)
+    def _claimed_one(self, claim: Claim, task: Task, make: Any) -> None:
+        """The claim is given back when its picture is written, or could not be made."""
+        with ExitStack() as stack:
+            stack.enter_context(claim)
+            try:
+                result, timings = make(task)
+            except (NumericError, MemoryNeedError) as error:
+                self.failed(task, error)
+                return
+            stack.pop_all()
+        self._begin(lambda: claim, task, result, 0, timings)
 
 
 def _alone(task: Task, place: int) -> Task:

@@ -18,6 +18,7 @@ from ldm.options import Job
 
 if TYPE_CHECKING:
     from ldm.compare.sides import Side
+    from ldm.diffusion.samplers import Sampler
 
 Effect = Literal["another picture", "other details", "fine detail", "last bits", "none"]
 
@@ -33,14 +34,26 @@ class Difference:
     more: str = ""
 
 
-def _noise(side: Side) -> str:
-    """The kind of noise that the sampler draws on the way."""
+def _solver(side: Side) -> Sampler | None:
+    """None: one that is not known here."""
     from ldm.diffusion import samplers
 
     try:
-        return samplers.get(str(side.job.sampler), side.rules).noise
-    except InputError:  # one that is not known here
-        return "none"
+        return samplers.get(str(side.job.sampler), side.rules)
+    except InputError:
+        return None
+
+
+def _noise(side: Side) -> str:
+    """The kind of noise that the sampler draws on the way."""
+    solver = _solver(side)
+    return "ancestral" if side.job.sampler in side.rules.plain_noise else solver.noise if solver else "none"
+
+
+def _guided(side: Side) -> bool:
+    """Whether the negative is asked for."""
+    solver = _solver(side)
+    return side.job.cfg != 1 or (solver is not None and solver.needs_uncond)
 
 
 def _texts(side: Side) -> list[str]:
@@ -55,7 +68,13 @@ def _long(side: Side) -> bool:
     from ldm.text.prompt import CHUNK
     from ldm.text.tokenizer import encode
 
-    return any(len(encode(text)) > CHUNK for text in _texts(side))
+    return any(len(encode(text, side.rules.text_cleaning)) > CHUNK for text in _texts(side))
+
+
+def _mended(side: Side) -> bool:
+    from ldm.text.tokenizer import encode
+
+    return any(encode(text, "ftfy") != encode(text, "none") for text in _texts(side))
 
 
 def _always(_side: Side) -> bool:
@@ -64,10 +83,7 @@ def _always(_side: Side) -> bool:
 
 # Whether a difference in this reaches a side's picture; what is not named always does.
 _REACHES: dict[str, Callable[[Side], bool]] = {
-    **dict.fromkeys(("negative", "negative_2", "cfg_order"), lambda side: side.job.cfg != 1),
-    **dict.fromkeys(("negative_original", "negative_crop", "negative_target"), lambda side: side.job.cfg != 1),
-    "empty_negative": lambda side: not side.job.negative and side.job.cfg != 1,
-    "rule clip_skip": lambda side: side.job.clip_skip is not None,
+    **dict.fromkeys(("negative", "cfg_order", "negative_original", "negative_crop", "negative_target"), _guided),
     "subseed": lambda side: bool(getattr(side.job, "subseed_strength", 0)),
     "batch_noise": lambda side: side.index > 0 or (side.job.batch > 1 and _noise(side) == "ancestral"),
     "singlestep_noise": lambda side: side.job.sampler in ("dpm_fast", "dpm_adaptive"),
@@ -76,12 +92,89 @@ _REACHES: dict[str, Callable[[Side], bool]] = {
     "brownian_ends": lambda side: side.job.sampler == "dpmpp_sde",
     "ancestral_rng": lambda side: _noise(side) == "ancestral",
     "ensd": lambda side: _noise(side) == "ancestral" and side.rules.ancestral_rng == "continued",
-    "multistep_last": lambda side: side.job.sampler in ("lms", "ipndm", "ipndm_v", "gradient_estimation"),
+    "multistep_last": lambda side: side.job.sampler in ("lms", "ipndm", "ipndm_v"),
     "weighting": _has(r"[()\[\]]"),
     "syntax": _has(r"[()\[\]{}|\\]|\b(BREAK|AND)\b"),
     "choices": _has(r"\{[^{}]*\|"),
     "chunking": _long,
-    "size_defaults": lambda side: None in (side.job.original, side.job.crop, side.job.target),
+    "text_cleaning": _mended,
+    "bigg_exclamation": _has("!"),
+}
+
+
+def _begun(side: Side) -> bool | None:
+    """Whether the first noise is scaled by more than its sigma; None where the list is not known."""
+    from ldm.diffusion import noise, schedules
+
+    job, rules = side.job, side.rules
+    if not job.sigmas:
+        return None
+    scale = noise.start_scale(job.sigmas, schedules.SigmaTable(rules.alphas), rules, str(job.sampler), job.schedule)
+    return float(scale) > job.sigmas[0]
+
+
+def _left(side: Side) -> tuple[bool | None, bool]:
+    """The same, and whether the last x is scaled too."""
+    return _begun(side), side.job.sampler in side.rules.scaled and bool(side.job.sigmas) and side.job.sigmas[-1] > 0
+
+
+def _zeros(side: Side) -> tuple[Any, ...]:
+    """Which texts are zeros and not encoded, and whether all that is pooled of them stays."""
+    from ldm.text.conditioning import emptied
+
+    job, rule = side.job, side.rules.empty_negative
+    away = emptied(rule, job.negative, job.negative_2, negative=True) if _guided(side) else (False, False)
+    return emptied(rule, job.prompt, job.prompt_2, negative=False), away, any(away) and rule == "zeros-keep-pooled"
+
+
+def _depths(side: Side) -> tuple[Any, ...]:
+    """Which states of the towers are read."""
+    from ldm.text.conditioning import depths
+
+    return tuple(depths(side.rules.clip_skip, side.job.clip_skip, negative=negative) for negative in (False, _guided(side)))
+
+
+def _told(*names: str) -> Callable[[Side], Any]:
+    """The sizes of these names that the model is told."""
+
+    def read(side: Side) -> list[Any]:
+        from ldm.text.conditioning import sizes_told
+
+        return [sizes_told(side.job, side.rules.size_defaults)[0][name] for name in names]
+
+    return read
+
+
+def _ways(side: Side) -> list[Any]:
+    """The sampler's function, and what the rules say of its name."""
+    solver = _solver(side)
+    named = [side.job.sampler in names for each in fields(Profile) if isinstance(names := getattr(side.rules, each.name), tuple)]
+    return [side.job.sampler if solver is None else replace(solver, name=""), *named]
+
+
+def _last(name: str, side: Side) -> tuple[str, bool]:
+    """What the last tower reads, and whether it is other than what the first does."""
+    one, two = getattr(side.job, name.removesuffix("_2")) or "", getattr(side.job, name)
+    return (one, False) if two is None else (two, two != one)
+
+
+def _second(name: str, a: Side, b: Side) -> bool:
+    """Whether the last tower's text differs by more than the first's."""
+    if name == "negative_2" and not (_guided(a) or _guided(b)):
+        return False
+    (one, own), (two, others) = _last(name, a), _last(name, b)
+    return one != two and (own or others)
+
+
+# What a difference in this comes to on a side: where that is one on both, it reaches nothing.
+_COMES_TO: dict[str, Callable[[Side], Any]] = {
+    "start_noise": _begun,
+    "scaled": _left,
+    **dict.fromkeys(("clip_skip", "rule clip_skip"), _depths),
+    **{name: _told(name) for name in ("original", "crop", "target")},
+    "size_defaults": _told("original", "target"),
+    "empty_negative": _zeros,
+    "sampler": _ways,
 }
 _LISTS = (  # the rules that lists of sigmas are made by: they reach a picture where the lists differ
     *("karras_range", "karras_rho", "spacing", "whole_steps", "open_grid", "ends_low", "drop_penultimate"),
@@ -93,7 +186,8 @@ _ORDER: tuple[tuple[Effect, tuple[str, ...]], ...] = (
     ("another picture", ("seed", "subseed", "subseed_strength", "seed_resize", "rng", "batch_noise")),
     ("another picture", ("sampler", "steps", "schedule", "ancestral_rng", "ensd", "brownian")),
     ("other details", ("negative", "negative_2", "cfg", "clip_skip", "weighting", "syntax", "choices", "chunking", "empty_negative")),
-    ("other details", ("stopped at step", *_LISTS, "start_noise", "scaled", "plain_noise", "unfollowed")),
+    ("other details", ("text_cleaning", "bigg_exclamation")),
+    ("other details", ("stopped at step", *_LISTS, "start_noise", "scaled", "plain_noise", "unfollowed", "speed")),
     ("other details", ("original", "crop", "target", "negative_original", "negative_crop", "negative_target", "vae")),
     ("fine detail", ("dtype", "vae_dtype", "timestep", "alphas", "multistep_last", "brownian_ends", "sigmas", "watermark")),
     ("last bits", ("cfg_order", "device", "torch", "version")),
@@ -125,6 +219,8 @@ def _difference(name: str, effect: Effect, a: Side, b: Side) -> Iterator[Differe
         yield from _models(a, b)
         return
     one, two = _value(name, a), _value(name, b)
+    if name == "negative" and "zeros-if-none" not in (a.rules.empty_negative, b.rules.empty_negative):
+        one, two = one or "", two or ""  # what an absent one becomes is a rule
     if one != two and (name in _SAID or None not in (one, two)):
         yield Difference(name, _shown(one), _shown(two), effect if _reaches(name, one, two, a, b) else "none")
 
@@ -132,6 +228,10 @@ def _difference(name: str, effect: Effect, a: Side, b: Side) -> Iterator[Differe
 def _reaches(name: str, one: Any, two: Any, a: Side, b: Side) -> bool:
     if name in _LISTS and name != "whole_steps":
         return a.job.sigmas != b.job.sigmas
+    if name in ("prompt_2", "negative_2"):
+        return _second(name, a, b)
+    if name in _COMES_TO:
+        return bool(_COMES_TO[name](a) != _COMES_TO[name](b))
     if isinstance(getattr(a.rules, name, None), tuple):  # a rule for the samplers that it names
         return any((side.job.sampler in one) != (side.job.sampler in two) for side in (a, b))
     reach = _REACHES.get(name, _always)
@@ -156,8 +256,8 @@ def _stem(name: str) -> str:
 def _value(name: str, side: Side) -> Any:
     if name in _RULES:
         return getattr(side.rules, name.removeprefix("rule "))
-    if name == "negative":
-        return side.job.negative or ""  # what an absent one becomes is a rule
+    if name == "seed_resize" and side.job.seed_resize == (side.job.height, side.job.width):
+        return None
     if name in side.facts or name not in _FIELDS or name in ("vae", "dtype", "device"):
         return _stem(side.facts[name]) if name == "vae" and name in side.facts else side.facts.get(name)
     return getattr(side.job, name)

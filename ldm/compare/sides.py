@@ -89,10 +89,18 @@ def _completed(side: Side, family: str = NO_FAMILY) -> Side:
     """With the family's defaults in place of what is not said, and its sigmas."""
     known = _family(family)
     job = replace(side.job, **{name: value for name, value in known.defaults.to_dict().items() if getattr(side.job, name) is None})
-    told = {"original": (job.height, job.width), "target": (job.height, job.width), "crop": (0, 0)}
-    unsaid: dict[str, Any] = {name: None for name, size in told.items() if getattr(job, name) == size}
+    unsaid = _unsaid(job, side.rules)
     job = replace(job, **unsaid)
     return replace(side, job=job if job.sigmas is not None else replace(job, sigmas=_levels(job, side.rules, known)))
+
+
+def _unsaid(job: Job, rules: Profile) -> dict[str, Any]:
+    """None for each size that is the one which is told where none is given."""
+    from ldm.text.conditioning import sizes_told
+
+    names = ("original", "crop", "target")
+    told, _ = sizes_told(replace(job, original=None, crop=None, target=None), rules.size_defaults)
+    return {name: None for name in names if getattr(job, name) == told[name]}
 
 
 @cache

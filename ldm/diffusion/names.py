@@ -15,11 +15,12 @@ from ldm.errors import InputError
 
 _SHOWN = 80  # characters of a name that an error quotes
 _LONGEST = 4  # words of a schedule's name
+_SPACED = {"leading": "leading", "linspace": "linspace-linear"}  # what is no schedule here but a rule of `normal`, by diffusers' names
 _ALIKE = 0.5  # of a near match, as errors.near_matches has it
 
 
 class Solver(NamedTuple):
-    """A sampler: our name, those of others (text that is no plain name is told, not read), and what `ldm.diffusion.samplers` has it do."""
+    """A sampler: our name, those of others (in quotes the values of a class's options), and what `ldm.diffusion.samplers` has it do."""
 
     name: str
     a1111: str  # and Forge and its kin; "" where none has it
@@ -33,7 +34,7 @@ class Solver(NamedTuple):
 
 
 class Spacing(NamedTuple):
-    """A schedule, likewise."""
+    """A schedule, likewise; what begins with --set is that flag, and no name."""
 
     name: str
     a1111: str
@@ -89,7 +90,7 @@ _SPACINGS = (
     Spacing("karras", "Karras", "karras", "use_karras_sigmas", ("ka", "k"), "karras_range, karras_rho"),
     Spacing("exponential", "Exponential", "exponential", "use_exponential_sigmas", ("exp",), "karras_range"),
     Spacing("polyexponential", "Polyexponential", "", "", rules="karras_range"),
-    Spacing("normal", "Uniform", "normal", 'timestep_spacing "leading", "linspace"', ("discrete",), "spacing"),
+    Spacing("normal", "Uniform", "normal", "--set spacing=leading, linspace-linear", ("discrete", "native"), "spacing"),
     Spacing("sgm_uniform", "SGM Uniform", "sgm_uniform", ""),
     Spacing("simple", "Simple", "simple", ""),
     Spacing("trailing", "", "", 'timestep_spacing "trailing"'),
@@ -111,7 +112,7 @@ AUTOMATIC: Mapping[str, str] = {  # A1111 1.9 and later, for "Automatic" (module
 def sampler(text: str) -> tuple[str, str | None]:
     """(sampler, schedule, if the name says one) of any engine's name; InputError with the near matches."""
     words = _words(text)
-    words = words[words[:1] == ["k"] :]
+    words = words[words[:1] in (["k"], ["sample"]) :]  # k-diffusion's functions are sample_euler and so on
     found, schedules = _samplers(), _schedules()
     for tail in range(min(_LONGEST, len(words)), -1, -1):
         head, last = words[: len(words) - tail], "".join(words[len(words) - tail :])
@@ -124,6 +125,9 @@ def sampler(text: str) -> tuple[str, str | None]:
 def schedule(text: str) -> str | None:
     """Our name of a schedule; None for "Automatic"; InputError with the near matches."""
     words, known = _words(text), _schedules()
+    spaced = _SPACED.get("".join(words).removeprefix("timestepspacing"))
+    if spaced:
+        raise InputError(f"schedule {text[:_SHOWN]!r} is a spacing of the schedule normal: give --schedule normal --set spacing={spaced}")
     if "".join(words) not in known:
         raise InputError(f"unknown schedule {text[:_SHOWN]!r}: {_near(words, {key: name for key, name in known.items() if name})}")
     return known["".join(words)]
@@ -166,20 +170,21 @@ def _key(name: str) -> str:
 
 @cache
 def _samplers() -> dict[str, str]:
-    return _spellings(_SOLVERS, lambda key: key.removesuffix("scheduler"))
+    return _spellings(_SOLVERS, lambda key: [key.replace("scheduler", "")])
 
 
 @cache
 def _schedules() -> dict[str, str | None]:
-    return {**_spellings(_SPACINGS, lambda key: key.removeprefix("use").removesuffix("sigmas")), "automatic": None}
+    shorter = _spellings(_SPACINGS, lambda key: [key.removeprefix("use"), key.removeprefix("use").removesuffix("sigmas")])
+    return {**shorter, "automatic": None}
 
 
-def _spellings(rows: tuple[Solver, ...] | tuple[Spacing, ...], shorter: Callable[[str], str]) -> dict[str, str]:
+def _spellings(rows: tuple[Solver, ...] | tuple[Spacing, ...], shorter: Callable[[str], list[str]]) -> dict[str, str]:
     """Key to our name. Of two rows that claim a key the first has it, and a row's own name comes before all."""
     made = {_key(row.name): row.name for row in rows}
     for row in rows:
-        names = (row.a1111, row.comfyui, "" if '"' in row.diffusers else row.diffusers, *row.also)
+        names = (row.a1111, row.comfyui, *row.also, row.diffusers * (not row.diffusers.startswith("--set")))
         for key in filter(None, map(_key, names)):
-            made.setdefault(key, row.name)
-            made.setdefault(shorter(key), row.name)
+            for each in (key, *shorter(key)):
+                made.setdefault(each, row.name)
     return made

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 _SEEDS = 2**64
+_LOW_BITS = 2**32 - 1
 
 
 class _Stream(Protocol):
@@ -93,24 +94,28 @@ class Noise:
     """
 
     def __init__(self, starts: Sequence[_Draw], step: NoiseFn, device: str | torch.device) -> None:
-        self._starts, self._step, self._device = starts, step, device
+        self._starts, self.draw, self.device = starts, step, torch.device(device)
 
     def first(self) -> Tensor:
         """Unit noise for the first x."""
-        return _moved(torch.cat([draw() for draw in self._starts]), self._device)
+        return _moved(torch.cat([draw() for draw in self._starts]), self.device)
 
     def __call__(self, i: int, sigma: float, sigma_next: float) -> Tensor:
         """Unit noise for step i, or for a part of it, from `sigma` down to `sigma_next`."""
-        return _moved(self._step(i, sigma, sigma_next), self._device)
+        return _moved(self.draw(i, sigma, sigma_next), self.device)
+
+    def drawn_by(self, draw: NoiseFn) -> Noise:
+        """The same, for the steps' noise `draw` in the place of its own `draw`, which gives it on the CPU."""
+        return Noise(self._starts, draw, self.device)
 
     def after(self, draws: int) -> NoiseFn:
         """The noise of a run that goes on, along the rest of the list, where so many draws were made: one a step by most samplers."""
         return lambda i, sigma, sigma_next: self(i + draws, sigma, sigma_next)
 
 
-def _moved(x: Tensor, device: str | torch.device) -> Tensor:
+def _moved(x: Tensor, device: torch.device) -> Tensor:
     """A GPU is not waited for: it computes a step while the next one's noise is drawn."""
-    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def make_noise(
@@ -140,7 +145,13 @@ def make_noise(
 def start(
     source: Noise, sigmas: Sequence[float], table: SigmaTable, profile: Profile, sampler: str = "", schedule: str | None = None
 ) -> Tensor:
-    """The first x (B, 4, h, w) at sigmas[0]: unit noise times sigma, or times sqrt(1 + sigma²), which is what training ends at.
+    """The first x (B, 4, h, w) at sigmas[0]: unit noise times `start_scale`."""
+    noise = source.first()
+    return noise * start_scale(sigmas, table, profile, sampler, schedule).to(noise.device)
+
+
+def start_scale(sigmas: Sequence[float], table: SigmaTable, profile: Profile, sampler: str = "", schedule: str | None = None) -> Tensor:
+    """sigma, or sqrt(1 + sigma²), which is what training ends at, of sigmas[0].
 
     By the profile's start_noise: "sqrt1p-if-full" takes the latter where sigmas[0] is the table's last, "by-spacing" unless its spacing,
     or the schedule, goes to the table's end (diffusers); solvers in its `scaled` always do, as unit noise is their first x.
@@ -151,8 +162,7 @@ def start(
     one_more = {"sigma": False, "sqrt1p": True, "sqrt1p-if-full": full, "by-spacing": short}
     if one_more[profile.start_noise] or sampler in profile.scaled:
         sigma = (1 + sigma**2).sqrt()
-    noise = source.first()
-    return noise * sigma.to(noise.device)
+    return sigma
 
 
 def leave(x: Tensor, sigmas: Sequence[float], profile: Profile, sampler: str) -> Tensor:
@@ -169,8 +179,9 @@ class _Ancestral:
     def __init__(self, profile: Profile, seeds: Sequence[int], shape: Shape) -> None:
         rule = profile.ancestral_rng
         continued = rule == "continued" and profile.ensd == 0
-        added = {"same-seed": 0, "next-seed": 1, "continued": profile.ensd}[rule]
-        self._streams = _streams(profile, [(seed + added) % _SEEDS for seed in seeds], shape)
+        added = {"same-seed": 0, "next-seed": 1, "continued": profile.ensd, "flipped": 0}[rule]
+        flipped = _LOW_BITS if rule == "flipped" else 0
+        self._streams = _streams(profile, [((seed + added) % _SEEDS) ^ flipped for seed in seeds], shape)
         self._used = int(continued)  # the start noise was the stream's first draw
 
     def __call__(self, i: int, sigma: float, sigma_next: float) -> Tensor:

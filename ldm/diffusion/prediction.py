@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ldm.models.unet import Prepared, UNet
+    from ldm.models.prepared import Prepared
+    from ldm.models.unet import UNet
 
 Evaluate = Callable[[], Tensor]
+Forward = Callable[[Tensor, "Prepared", int], Tensor]  # the UNet's, or what stands for it
 Attempt = Callable[[Evaluate, Evaluate], Tensor]  # the first, or the second where the first gives out
 
 
@@ -26,9 +28,12 @@ class Prediction:
     evaluations keep to: nothing but the result leaves an evaluation, so one that broke off leaves no trace.
     """
 
-    def __init__(self, unet: UNet, context: Tensor, vector: Tensor, *, count: int, attempt: Attempt = lambda run, again: run()) -> None:
+    def __init__(
+        self, unet: UNet, context: Tensor, vector: Tensor, *, count: int,
+        attempt: Attempt = lambda run, again: run(), forward: Forward | None = None,
+    ) -> None:  # fmt: skip
         weight = next(unet.parameters())
-        self.unet, self.dtype, self.attempt = unet, weight.dtype, attempt
+        self.unet, self.dtype, self.attempt, self.forward = unet, weight.dtype, attempt, forward or unet
         self.on_cpu = weight.device.type == "cpu"
         self.passes = count if self.on_cpu else 1
         self.repeats = count // self.passes
@@ -56,7 +61,7 @@ class Prediction:
         if self.vector is not None:
             alone.vector = self.vector[[n // (self.passes * self.repeats) for n in picked]]
         places = [n // self.passes for n in picked]  # of the text's rows, which are repeated where pictures are not evaluated one by one
-        alone.text = replace(self.text, keys=[(k[places], v[places]) for k, v in self.text.keys])
+        alone.text = self.text.told(places)
         return alone
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
@@ -74,5 +79,5 @@ class Prediction:
 
     def _pass(self, rows: Tensor, prepared: Prepared) -> Tensor:
         if not self.row_by_row:
-            return self.unet(rows, prepared, 0)
-        return torch.cat([self.unet(row, prepared.row(r), 0) for r, row in enumerate(rows.split(1))])
+            return self.forward(rows, prepared, 0)
+        return torch.cat([self.forward(row, prepared.row(r), 0) for r, row in enumerate(rows.split(1))])

@@ -14,7 +14,7 @@ from ldm import resources
 from ldm.diffusion import names as samplers
 from ldm.errors import InputError, near_matches, shown
 
-RANGES = {"karras_rho": (1, 100)}  # of whole numbers, where not all from 0 to 2^63 - 1 are
+RANGES = {"karras_rho": (1, 100), "ensd": (-(2**63), 2**63 - 1)}  # of whole numbers, where not all from 0 to 2^63 - 1 are
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,9 @@ class Profile:
     scaled: tuple[str, ...]  # samplers that work on x / sqrt(1 + sigma²): they start from unit noise there, and leave it where they stop
     rng: Literal["cpu", "philox"]  # torch's CPU generator, or CUDA's Philox made on the CPU
     batch_noise: Literal["per-image", "one-draw"]  # a generator for each image, or one draw of the first seed for the whole batch
-    ancestral_rng: Literal["same-seed", "next-seed", "continued"]  # a new generator with seed or seed + 1, or the start noise's own
-    ensd: int  # added to the seed for all draws after the first when "continued"; 0: not set
+    # a new generator with seed, seed + 1 or the seed whose low 32 bits are inverted, or the start noise's own
+    ancestral_rng: Literal["same-seed", "next-seed", "flipped", "continued"]
+    ensd: int  # added to the seed for all draws after the first when "continued", modulo 2^64; 0: not set
     brownian: Literal["per-image", "batch"]  # a path for each image, or one of the first seed for the whole batch
     plain_noise: tuple[str, ...]  # samplers that get independent draws where others ask a Brownian path
     brownian_ends: Literal["exact", "log-trip"]  # ends of dpmpp_sde's intervals: sigma, or exp(log(sigma)) in float32
@@ -48,6 +49,8 @@ class Profile:
     singlestep_noise: Literal["none", "ancestral"]  # of dpm_fast and dpm_adaptive: eta 0, or 1
     cfg_order: Literal["uncond-first", "cond-first"]  # rows of the batch under guidance
     chunking: Literal["plain", "comma-20", "cut"]  # a prompt's tokens beyond 75: a next chunk, after a comma among the last 20, or lost
+    text_cleaning: Literal["ftfy", "none"]  # before tokens are made: quotes, entities and mojibake mended, or kept; see text/tokenizer.py
+    bigg_exclamation: Literal["token", "pad"]  # what "!" is to the second tower: words, or its padding, token 0, each
     syntax: Literal["a1111", "comfyui", "none"]  # the language of prompts: brackets, BREAK, AND, editing; see text/language
     weighting: Literal["interpolate-empty", "scale-mean", "none"]  # how weights act on the towers' states; see text/weighting.py
     choices: Literal["by-seed", "literal"]  # {a|b} in prompts: one of them by the seed, or plain text
@@ -70,6 +73,7 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 def load_profile(name: str) -> Profile:
     """The profile `configs/profiles/<name>.toml`. An unknown name, key or value is an InputError; so is a missing key."""
+    name = name.lower()
     values = resources.read_toml("profiles", name)
     missing = [field for field in _kinds() if field not in values]
     if missing:

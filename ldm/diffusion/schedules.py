@@ -216,6 +216,7 @@ def sigmas(schedule: str, steps: int, table: SigmaTable, profile: Profile, sampl
     asked = Asked(steps + extra, table, profile, sampler in profile.whole_steps)
     values = _MAKERS[name](asked).float().tolist()
     last = table.low if sampler in profile.ends_low or (name == "kl_optimal" and profile.kl_optimal == "to-low") else 0.0
+    values = [value for value in values if value > last or math.isclose(value, last, rel_tol=1e-5)]
     values += [] if math.isclose(values[-1], last, rel_tol=1e-5) else [last]
     values = values[:-2] + values[-1:] if extra else values
     if any(b >= a for a, b in pairwise(values)):

@@ -34,11 +34,15 @@ ENGINES = {
     "fooocus": Engine("comfyui", "Fooocus has no profile of its own: comfyui, which it is built on, comes nearest"),
     "novelai": Engine("a1111", "NovelAI's models and rules are not public: a1111 comes nearest"),
 }
+_SWARMED: Mapping[str, str] = {"Sampler": "euler", "Schedule type": "normal"}  # what its workflows take where nothing is chosen
 _RNGS = {"cpu": "cpu", "nv": "philox", "cuda": "philox"}  # A1111's; stable-diffusion.cpp's "cuda" is the same numbers
+_TOLD = 12  # settings that a note lists
+_NO_FILE = ("none", "automatic", "default (model)")
 _INTEGERS = {"Steps": "steps", "Seed": "seed", "Clip skip": "clip_skip", "Variation seed": "subseed"}
 _NUMBERS = {"CFG scale": "cfg", "Variation seed strength": "subseed_strength"}
 _PAIRS = {"Size": "size", "Seed resize from": "seed_resize", "Original size": "original", "Target size": "target", "Crop": "crop"}
 _TEXTS = {"Second prompt": "prompt_2", "Second negative": "negative_2"}
+_COMPEL = re.compile(r"[\w)\"'](?:\++|-+)(?=[\s,.)]|$)|\)[0-9]*\.?[0-9]+|\.(?:and|blend|swap)\(")  # InvokeAI's weights and its calls
 _SILENT = {  # what is read elsewhere here, what says nothing of the making, and what stands for itself
     *("Sampler", "Schedule type", "Size", "Model", "Model hash", "VAE", "VAE hash", "RNG", "ENSD"),
     *("Version", "App", "User", "Created Date"),
@@ -67,7 +71,8 @@ def layer(reading: Reading) -> tuple[Layer, list[str]]:
     if "{" in reading.info.prompt + reading.info.negative:
         overrides["choices"] = "literal"  # what is saved is what was chosen
     made |= {"overrides": overrides} if overrides else {}
-    return made, [note for note in (engine.note, *_notes(reading.dialect, settings)) if note]
+    compel = _compel(reading) if reading.dialect == "invokeai" else []
+    return made, [note for note in (engine.note, *compel, *_notes(reading.dialect, settings)) if note]
 
 
 def _wrong(name: str, value: str, what: str) -> InputError:
@@ -102,13 +107,15 @@ def _sizes(settings: Mapping[str, str]) -> Layer:
 
 def _solver(dialect: str, settings: Mapping[str, str]) -> Layer:
     """Sampler and schedule by our names."""
+    settings = {**_SWARMED, **settings} if dialect == "swarmui" else settings
     if "Sampler" not in settings:
         return {}
     text, schedule = settings["Sampler"], settings.get("Schedule type")
     if dialect == "invokeai":  # karras is a letter behind the name; without it the timesteps are diffusers'
         text, schedule = text.removesuffix("_k"), "karras" if text.endswith("_k") else "normal"
+        text = "unipc_bh2" if text == "unipc" else text  # as diffusers has it
     sampler, implied = names.sampler(text)
-    known = implied or (names.schedule("normal" if schedule == "native" else schedule) if schedule else None)
+    known = implied or (names.schedule(schedule) if schedule else None)
     if known is None and dialect in ("a1111", "forge"):
         older = _before(settings.get("Version", ""), (1, 9))  # where a name without a schedule has none, but for one
         known = ("karras" if sampler == "restart" else "normal") if older else names.AUTOMATIC.get(sampler, "normal")
@@ -118,7 +125,7 @@ def _solver(dialect: str, settings: Mapping[str, str]) -> Layer:
 def _files(settings: Mapping[str, str]) -> Layer:
     """Names alone: where the files lie is for this machine to say."""
     found = {"model": settings.get("Model"), "vae": settings.get("VAE")}
-    named = {field: re.split(r"[/\\]", name)[-1] for field, name in found.items() if name and name.lower() not in ("none", "automatic")}
+    named = {field: re.split(r"[/\\]", name)[-1] for field, name in found.items() if name and name.lower() not in _NO_FILE}
     return {field: name for field, name in named.items() if name}
 
 
@@ -132,25 +139,42 @@ def _rules(dialect: str, settings: Mapping[str, str]) -> dict[str, str]:
     if settings.get("Downcast alphas_cumprod") == "True" or (dialect == "a1111" and _before(settings.get("Version", ""), (1, 8))):
         rules["alphas"] = "float16"
     if settings.get("SGM noise multiplier") == "True":
-        rules["start_noise"] = "sqrt1p-if-full"
+        rules["start_noise"] = "sqrt1p"
     return rules
 
 
 def _before(version: str, limit: tuple[int, int]) -> bool:
-    """Whether a version of A1111's, such as v1.6.0-2-g4afaaf8a, is older."""
-    numbers = re.match(r"v?([0-9]{1,3})\.([0-9]{1,3})\b", version)
+    """Whether a version of A1111's, such as v1.6.0-2-g4afaaf8a, is older; Forge's f0.0.17v1.8.0 says behind its own which it is made of."""
+    numbers = re.search(r"(?:^|v)([0-9]{1,3})\.([0-9]{1,3})(?![0-9])", version)
     return numbers is not None and (int(numbers[1]), int(numbers[2])) < limit
 
 
 def _notes(dialect: str, settings: Mapping[str, str]) -> list[str]:
     notes = []
-    if dialect in ("a1111", "forge", "novelai") and settings.get("RNG", "GPU") == "GPU":
+    graphics = settings.get("RNG", "GPU") == "GPU" and dialect in ("a1111", "forge", "novelai")
+    if graphics or (dialect == "invokeai" and settings.get("RNG") == "cuda"):
         notes.append(f"its noise is of the graphics card's generator, made here by counting: {_NOISE}")
     if _number("Denoising strength", settings.get("Denoising strength", "1")) < 1:
         notes.append("it was made from another picture, or enlarged: what is made here begins with noise alone")
+    if dialect in ("comfyui", "swarmui") and settings.get("Batch size", "1") not in ("0", "1"):
+        notes.append(f"it is one of a batch of {settings['Batch size'][:20]}, and which one is not said: the first is made")
+    default = [f"{name} is {value}" for name, value in _SWARMED.items() if dialect == "swarmui" and name not in settings]
+    if default:
+        notes.append(f"it leaves to SwarmUI's default, which is taken here: {', '.join(default)}")
     if dialect == "invokeai":
         notes.append("invokeai tells schedules apart by names alone: look at --schedule where the picture differs")
+    return [*notes, *_left_out(settings)]
+
+
+def _compel(reading: Reading) -> list[str]:
+    """Which of InvokeAI's weights stand in its prompts, in a note."""
+    texts = (reading.info.prompt, reading.info.negative, *(reading.info.settings.get(name, "") for name in _TEXTS))
+    found = [match.string[max(match.start() - 20, 0) : match.end()].split()[-1][-40:] for match in map(_COMPEL.search, texts) if match]
+    return [f"InvokeAI's weights and calls in a prompt are taken as plain words here: {', '.join(found)}"] if found else []
+
+
+def _left_out(settings: Mapping[str, str]) -> list[str]:
+    """What nothing here follows, in a note."""
     left = [f"{name[:40]} {settings[name][:40]}" for name in settings if name not in {*_SILENT, *_INTEGERS, *_NUMBERS}]
-    if left:
-        notes.append(f"left out, as there is nothing here that follows it: {', '.join(left[:8])}")
-    return notes
+    more = f" and {len(left) - _TOLD} more" if len(left) > _TOLD else ""
+    return [f"left out, as there is nothing here that follows it: {', '.join(left[:_TOLD])}{more}"] if left else []

@@ -57,6 +57,8 @@ def digest(job: Job, model: str, index: int = 0, extra: Mapping[str, Any] | None
     made["cfg"] = None if job.cfg is None else float(job.cfg)
     made |= {name: None if made[name] == -1 else made[name] for name in SEEDS}
     made["overrides"] = dict(job.overrides or {})
+    if made["speed"] == "exact":
+        del made["speed"]  # its digest is that of the time before there were tiers
     whole = {**made, **(extra or {}), "model": model, "index": index}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()
 

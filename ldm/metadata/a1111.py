@@ -58,6 +58,7 @@ def from_record(record: Record, profile: Profile | None = None) -> Infotext:
         "ENSD": profile.ensd or None if profile and profile.ancestral_rng == "continued" else None,  # elsewhere it has no effect
         "RNG": RNGS.get(profile.rng) if profile else None,
         "Stopped at": record.stopped_at,
+        "ldm speed": None if job.speed == "exact" else job.speed,
         "Version": f"ldm {record.version}",
     }
     from ldm.text import script

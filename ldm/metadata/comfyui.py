@@ -38,7 +38,7 @@ def read(graph: Graph) -> tuple[str, str, dict[str, str]] | None:
     settings |= {"Size": _size(graph, chosen), "Clip skip": _clip_skip(graph, positive)} | _told(graph, positive)
     settings |= {"Model": _model(graph, chosen, "ckpt_name", "unet_name"), "LoRA": _model(graph, chosen, "lora_name")}
     others = [kind for kind in dict.fromkeys((*passed, *under)) if kind != _ZEROED]
-    settings |= {"Steps run": _part(graph, inputs), "Nodes": ", ".join(others)}
+    settings |= {"Steps run": _part(graph, inputs), "Nodes": ", ".join(others), "Batch size": _batch(graph, inputs)}
     texts = _texts(graph, positive), ("", "") if _ZEROED in under else _texts(graph, negative)
     settings |= {"Second prompt": texts[0][1], "Second negative": texts[1][1], "Negative": "zeroed" if _ZEROED in under else ""}
     return texts[0][0], texts[1][0], {name: value for name, value in settings.items() if value}
@@ -50,6 +50,12 @@ def _part(graph: Graph, inputs: Mapping[str, Any]) -> str:
     to_the_end = not last.isdecimal() or len(last) > 3 or last == _value(graph, inputs.get("steps"))  # 10000 is its word for the end
     whole = first in ("", "0") and to_the_end
     return "" if whole else f"{first or 0} to {last or 'the end'}"
+
+
+def _batch(graph: Graph, inputs: Mapping[str, Any]) -> str:
+    """Of how many pictures this is one, where it is not alone."""
+    count = _value(graph, _inputs(_follow(graph, inputs.get("latent_image"))).get("batch_size"))
+    return "" if count == "1" else count
 
 
 def _texts(graph: Graph, encoder: Mapping[str, Any]) -> tuple[str, str]:

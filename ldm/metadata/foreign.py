@@ -27,6 +27,10 @@ _SWARM = {
     "seed": "Seed",
     "model": "Model",
     "vae": "VAE",
+    "variationseed": "Variation seed",
+    "variationseedstrength": "Variation seed strength",
+    "initimagecreativity": "Denoising strength",
+    "batchsize": "Batch size",
     "swarm_version": "Version",
 }
 _INVOKE = {
@@ -65,6 +69,28 @@ _NOVEL = {
     "strength": "Denoising strength",
 }
 
+_ELSEWHERE = {  # what is read by itself, and what says nothing of the making: dates, hashes, the words of styles beside their names
+    *("prompt", "negativeprompt", "positive_prompt", "negative_prompt", "uc", "width", "height", "resolution", "model", "clipstopatlayer"),
+    *("vae", "automaticvae", "images", "aspectratio", "sidelength", "personalnote", "date", "generation_time", "prep_time"),
+    *("metadata_scheme", "created_by", "full_prompt", "full_negative_prompt", "metadata_version", "version", "stream"),
+    *("request_type", "signed_hash", "hash", "base_model_hash", "refiner_hash", "uncond_per_vibe", "wonky_vibe_correlation"),
+}
+_USUAL = {  # values that change nothing
+    "rand_device": ("cpu",),  # which is the profile's
+    "generation_mode": ("txt2img", "sdxl_txt2img"),
+    "type": ("txt2img",),
+    "n_samples": ("1",),
+    "uncond_scale": ("1.0", "1"),
+    "controlnet_strength": ("1.0", "1"),
+    "performance": ("Speed", "Quality"),  # the steps say it
+}
+_UNDER = {  # what has an effect only with another
+    "refiner_switch": "refiner",
+    "dynamic_thresholding_percentile": "dynamic_thresholding",
+    "dynamic_thresholding_mimic_scale": "dynamic_thresholding",
+    "variationseed": "variationseedstrength",
+}
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -94,7 +120,9 @@ def _parameters(texts: Mapping[str, str]) -> Reading | None:
     text = texts.get(a1111.KEY, "")
     swarm = _part(_object(text), "sui_image_params")
     if swarm:
-        return Reading("swarmui", Infotext(_text(swarm.get("prompt")), _text(swarm.get("negativeprompt")), _named(swarm, _SWARM)))
+        layer = _text(swarm.get("clipstopatlayer")).removeprefix("-")
+        settings = _named(swarm, _SWARM) | ({"Clip skip": layer} if layer else {})
+        return Reading("swarmui", Infotext(_text(swarm.get("prompt")), _text(swarm.get("negativeprompt")), settings))
     try:
         info = a1111.read(text)
     except InputError:
@@ -105,9 +133,9 @@ def _parameters(texts: Mapping[str, str]) -> Reading | None:
 
 
 def _program(version: str) -> str:
-    """Which of those that write A1111's lines."""
-    marks = {"ldm ": "ldm", "stable-diffusion.cpp": "sd.cpp", "Fooocus": "fooocus", "f": "forge"}
-    return next((program for mark, program in marks.items() if version.startswith(mark)), "a1111")
+    """Which of those that write A1111's lines, Civitai's and those that savers of ComfyUI write among them."""
+    marks = {"ldm ": "ldm", "stable-diffusion.cpp": "sd.cpp", "fooocus": "fooocus", "comfyui": "comfyui", "f": "forge"}
+    return next((program for mark, program in marks.items() if version.lower().startswith(mark)), "a1111")
 
 
 def _fooocus(texts: Mapping[str, str]) -> Reading | None:
@@ -123,10 +151,10 @@ def _fooocus(texts: Mapping[str, str]) -> Reading | None:
 def _invoke(texts: Mapping[str, str]) -> Reading | None:
     said = _object(texts.get("invokeai_metadata", ""))
     if said:
-        model = _part(said, "model")
-        settings = _named(said | {"model": None}, _INVOKE)
-        name = _text(model.get("name") or model.get("model_name"))
-        settings |= {"Model": name} if name else {}
+        settings = _named(said, _INVOKE)
+        files = {name: _called(said.get(key)) or _text(said.get(key)) for name, key in (("Model", "model"), ("VAE", "vae"))}
+        settings |= {name: file for name, file in files.items() if file}
+        settings |= {"RNG": settings.pop("rand_device")} if settings.get("rand_device") == "cuda" else {}
         return Reading("invokeai", Infotext(_text(said.get("positive_prompt")), _text(said.get("negative_prompt")), settings))
     old = _part(_object(texts.get("sd-metadata", "")), "image")
     if not old:
@@ -169,10 +197,38 @@ def _part(value: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _named(said: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-    """The known settings in A1111's words, and the size."""
-    found = {name: _text(said.get(key)) for key, name in names.items()}
-    found["Size"] = f"{_text(said.get('width'))}x{_text(said.get('height'))}"
-    return {name: text for name, text in found.items() if text.strip("x")}
+    """The known settings in A1111's words, and the size; what is not known and is not off stands under its own name, to be said."""
+    found = {name: _text(said.get(key)) for key, name in names.items() if key not in _UNDER or _shown(said.get(_UNDER[key]))}
+    size = f"{_text(said.get('width'))}x{_text(said.get('height'))}"
+    found["Size"] = size if size != "x" else ""
+    left = {key: _shown(said[key]) for key in said if key not in _ELSEWHERE and key not in names and key not in found}
+    left = {key: text for key, text in left.items() if key not in _UNDER or _shown(said.get(_UNDER[key]))}
+    return {name: text for name, text in (found | left).items() if text not in ("", "None", *_USUAL.get(name, ()))}
+
+
+def _shown(value: Any) -> str:
+    """A value of a setting as text; empty where it is none, off or 0."""
+    if isinstance(value, list):
+        return ", ".join(filter(None, map(_item, value)))[:SHOWN] or ("given" if value else "")
+    if isinstance(value, dict):
+        return _called(value) or ("given" if value else "")
+    text = "True" if value is True else _text(value)[:SHOWN]
+    return "" if value == 0 or text == "None" else text
+
+
+def _item(value: Any) -> str:
+    """The same of one of a list: its name, where it is an object or a list of its own."""
+    if isinstance(value, list):
+        return _text(value[0]) if value else ""
+    return _called(value) if isinstance(value, dict) else _text(value)
+
+
+def _called(value: Any) -> str:
+    """The name of a model that an object describes, or holds."""
+    if not isinstance(value, dict):
+        return ""
+    inner = _part(value, "model") or _part(value, "lora")
+    return next((text for each in (value, inner) for key in ("name", "model_name") if (text := _text(each.get(key)))), "")
 
 
 def _text(value: Any) -> str:

@@ -16,6 +16,7 @@ from ldm.models.shapes import TowerShape
 from ldm.ops.activation import gelu, sigmoid
 from ldm.ops.attention import attention
 from ldm.ops.linear import Linear, linear
+from ldm.ops.norm import AddNorm
 
 
 class TextOutput(NamedTuple):
@@ -88,14 +89,15 @@ class Encoder(nn.Module):
 class Layer(nn.Module):
     def __init__(self, shape: TowerShape) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(shape.width, eps=1e-5)
+        self.layer_norm1 = AddNorm(shape.width, eps=1e-5)
         self.self_attn = SelfAttention(shape)
-        self.layer_norm2 = nn.LayerNorm(shape.width, eps=1e-5)
+        self.layer_norm2 = AddNorm(shape.width, eps=1e-5)
         self.mlp = MLP(shape)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = h + self.self_attn(self.layer_norm1(h))
-        return h + self.mlp(self.layer_norm2(h))
+        _, n = self.layer_norm1(h)
+        h, n = self.layer_norm2(h, self.self_attn(n))
+        return h + self.mlp(n)
 
 
 class SelfAttention(nn.Module):

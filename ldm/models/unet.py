@@ -7,42 +7,23 @@ GroupNorm eps is 1e-5 in residual blocks and `out`, 1e-6 in the spatial transfor
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ldm.models.prepared import Keys, Prepared, Shifts, Text, worded
 from ldm.models.shapes import UNetShape
-from ldm.ops.activation import SiLU, gelu
+from ldm.ops.activation import SiLU
 from ldm.ops.attention import attention
+from ldm.ops.conv import Conv3x3
 from ldm.ops.embedding import sinusoid
-from ldm.ops.linear import Linear
+from ldm.ops.geglu import gated
+from ldm.ops.linear import Linear, linears
+from ldm.ops.norm import AddNorm, GroupNorm
 from ldm.ops.pointwise import Pointwise
-
-Shifts = list[Tensor]  # one (R, C), or (1, C) for all rows, a residual block: what the time and size embeddings add there
-Keys = list[tuple[Tensor, Tensor]]  # one pair a cross-attention: keys and values of the text, (R, H, S, D) each
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Everything that does not depend on x: made once a prompt, for R rows of conditioning."""
-
-    keys: Keys
-    shifts: list[Shifts]  # by step
-
-    def repeat(self, count: int) -> Self:
-        """For `count` pictures a row, in the order row 0, row 0, ..., row 1, row 1, ..."""
-        keys = [(k.repeat_interleave(count, 0), v.repeat_interleave(count, 0)) for k, v in self.keys]
-        shifts = [[shift.repeat_interleave(count, 0) if len(shift) > 1 else shift for shift in step] for step in self.shifts]
-        return replace(self, keys=keys, shifts=shifts)
-
-    def row(self, r: int) -> Self:
-        """For row r alone."""
-        keys = [(k[r : r + 1], v[r : r + 1]) for k, v in self.keys]
-        return replace(self, keys=keys, shifts=[[shift[r : r + 1] if len(shift) > 1 else shift for shift in step] for step in self.shifts])
+from ldm.ops.upsample import upsampled
 
 
 class UNet(nn.Module):
@@ -59,11 +40,11 @@ class UNet(nn.Module):
         self.middle_block = build_middle(shape, skips[-1])
         self.output_blocks = build_output(shape, skips)
         width = shape.model_channels * shape.channel_mult[0]
-        self.out = nn.Sequential(nn.GroupNorm(shape.norm_groups, width), SiLU(), nn.Conv2d(width, shape.out_channels, 3, padding=1))
+        self.out = nn.Sequential(GroupNorm(shape.norm_groups, width, silu=True), nn.Identity(), Conv3x3(width, shape.out_channels))
 
     def prepare(self, context: Tensor, vector: Tensor | None, ts: Sequence[float]) -> Prepared:
         """context (R, S, D), vector (R, V), training step indices -> the text's keys and values, and the shifts of all steps."""
-        return Prepared(self.keys(context), self.shifts(vector, ts))
+        return Prepared(self.keys(context), self.shifts(vector, ts), worded(context))
 
     def keys(self, context: Tensor) -> Keys:
         """Keys and values of context (R, S, D) for every cross-attention."""
@@ -86,28 +67,28 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, prepared: Prepared, i: int) -> Tensor:
         """One evaluation at step i of those prepared."""
-        shifts, keys = iter(prepared.shifts[i]), iter(prepared.keys)
+        shifts, texts = iter(prepared.shifts[i]), prepared.texts()
         h, skips = x, []
         for stage in self.input_blocks:
-            h = stage(h, shifts, keys)
+            h = stage(h, shifts, texts)
             skips.append(h)
-        h = self.middle_block(h, shifts, keys)
+        h = self.middle_block(h, shifts, texts)
         for stage in self.output_blocks:
             h = torch.cat([h, skips.pop()], dim=1)
-            h = stage(h, shifts, keys, skips[-1].shape[2:] if skips else None)
-        return self.out(h)
+            h = stage(h, shifts, texts, skips[-1].shape[2:] if skips else None)
+        return self.out(h).contiguous()
 
     def denoise(self, x: Tensor, t: Tensor, context: Tensor, vector: Tensor | None) -> Tensor:
         """One evaluation with a step of its own for each row, t (B,), as training needs it."""
         emb = self.embed(t, vector)
         shifts = [block.emb_layers(emb) for block in self.modules() if isinstance(block, ResBlock)]
-        return self.forward(x, Prepared(self.keys(context), [shifts]), 0)
+        return self.forward(x, Prepared(self.keys(context), [shifts], (True,) * len(context)), 0)
 
 
 def build_input(shape: UNetShape) -> tuple[nn.ModuleList, list[int]]:
     """The descending half, and the widths of its skip connections."""
     width = shape.model_channels
-    stages, skips = [Stage(nn.Conv2d(shape.in_channels, width, 3, padding=1))], [width]
+    stages, skips = [Stage(Conv3x3(shape.in_channels, width))], [width]
     for level, mult in enumerate(shape.channel_mult):
         for _ in range(shape.num_res_blocks):
             before, width = width, shape.model_channels * mult
@@ -148,13 +129,13 @@ class Stage(nn.Sequential):
     """Layers in a row; each takes from the prepared conditioning what is its own. `size` is that of the skip which comes next."""
 
     def forward(  # type: ignore[override]
-        self, h: Tensor, shifts: Iterator[Tensor], keys: Iterator[tuple[Tensor, Tensor]], size: torch.Size | None = None
+        self, h: Tensor, shifts: Iterator[Tensor], texts: Iterator[Text], size: torch.Size | None = None
     ) -> Tensor:
         for layer in self:
             if isinstance(layer, ResBlock):
                 h = layer(h, next(shifts))
             elif isinstance(layer, SpatialTransformer):
-                h = layer(h, keys)
+                h = layer(h, texts)
             elif isinstance(layer, Upsample):
                 h = layer(h, size)
             else:
@@ -163,18 +144,18 @@ class Stage(nn.Sequential):
 
 
 class ResBlock(nn.Module):
+    """The file numbers the SiLU after each norm, and a dropout, as layers of their own."""
+
     def __init__(self, shape: UNetShape, before: int, width: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(shape.norm_groups, before), SiLU(), nn.Conv2d(before, width, 3, padding=1))
+        self.in_layers = nn.Sequential(GroupNorm(shape.norm_groups, before, silu=True), nn.Identity(), Conv3x3(before, width))
         self.emb_layers = nn.Sequential(SiLU(), Linear(4 * shape.model_channels, width))
-        self.out_layers = nn.Sequential(
-            nn.GroupNorm(shape.norm_groups, width), SiLU(), nn.Identity(), nn.Conv2d(width, width, 3, padding=1)
-        )  # the file numbers a dropout between
+        self.out_layers = nn.Sequential(GroupNorm(shape.norm_groups, width, silu=True), nn.Identity(), nn.Identity(), Conv3x3(width, width))
         self.skip_connection = Pointwise(before, width) if before != width else nn.Identity()
 
     def forward(self, x: Tensor, shift: Tensor) -> Tensor:
-        h = self.in_layers(x) + rearrange(shift, "B C -> B C 1 1")
-        return self.skip_connection(x) + self.out_layers(h)
+        h = self.in_layers(x).add_(rearrange(shift, "B C -> B C 1 1"))
+        return self.out_layers(h).add_(self.skip_connection(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -183,19 +164,21 @@ class SpatialTransformer(nn.Module):
     def __init__(self, shape: UNetShape, width: int, depth: int) -> None:
         super().__init__()
         self.linear = shape.linear_proj
-        self.norm = nn.GroupNorm(shape.norm_groups, width, eps=1e-6)
+        self.norm = GroupNorm(shape.norm_groups, width, eps=1e-6)
         self.proj_in = Linear(width, width) if self.linear else Pointwise(width, width)
         self.transformer_blocks = nn.ModuleList(TransformerBlock(shape, width) for _ in range(depth))
         self.proj_out = Linear(width, width) if self.linear else Pointwise(width, width)
 
-    def forward(self, x: Tensor, keys: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, texts: Iterator[Text]) -> Tensor:
         height = x.shape[2]
         h = self.norm(x)
         h = h if self.linear else self.proj_in(h)
         h = rearrange(h, "B C H W -> B (H W) C")
         h = self.proj_in(h) if self.linear else h
+        delta = None
         for block in self.transformer_blocks:
-            h = block(h, *next(keys))
+            h, delta = block(h, delta, next(texts))
+        h = h if delta is None else h + delta
         h = self.proj_out(h) if self.linear else h
         h = rearrange(h, "B (H W) C -> B C H W", H=height)
         return x + (h if self.linear else self.proj_out(h))
@@ -208,14 +191,16 @@ class TransformerBlock(nn.Module):
         self.attn1 = SelfAttention(width, width, heads)
         self.ff = FeedForward(width)
         self.attn2 = CrossAttention(width, shape.context_dim, heads)
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm1 = AddNorm(width)
+        self.norm2 = AddNorm(width)
+        self.norm3 = AddNorm(width)
 
-    def forward(self, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        h = h + self.attn1(self.norm1(h))
-        h = h + self.attn2(self.norm2(h), k, v)
-        return h + self.ff(self.norm3(h))
+    def forward(self, h: Tensor, delta: Tensor | None, text: Text) -> tuple[Tensor, Tensor]:
+        """A branch's result is added to h by the norm before the next branch; the last one's is returned beside h."""
+        h, n = self.norm1(h, delta)
+        h, n = self.norm2(h, self.attn1(n))
+        h, n = self.norm3(h, self.attn2(n, text))
+        return h, self.ff(n)
 
 
 class Attention(nn.Module):
@@ -232,22 +217,30 @@ class Attention(nn.Module):
     def split(self, h: Tensor) -> Tensor:
         return rearrange(h, "B T (H D) -> B H T D", H=self.heads)
 
-    def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(self.to_k(source)), self.split(self.to_v(source))
-
-    def attend(self, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = self.to_out(rearrange(attention(self.split(self.to_q(h)), k, v), "B H T D -> B T (H D)"))
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = self.to_out(rearrange(attention(q, k, v), "B H T D -> B T (H D)"))
         return out
 
 
 class SelfAttention(Attention):
     def forward(self, h: Tensor) -> Tensor:
-        return self.attend(h, *self.keys(h))
+        return self.attend(*map(self.split, linears(h, self.to_q, self.to_k, self.to_v)))
 
 
 class CrossAttention(Attention):
-    def forward(self, h: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.attend(h, k, v)
+    def keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = map(self.split, linears(context, self.to_k, self.to_v))
+        return k, v
+
+    def forward(self, h: Tensor, text: Text) -> Tensor:
+        """Rows without a text have zeros for values, so the bias is all that is left of them."""
+        if len(text.k) == h.shape[0]:
+            return self.attend(self.split(self.to_q(h)), text.k, text.v)
+        bias: Any = self.to_out[0].bias
+        out: Tensor = bias.repeat(*h.shape[:2], 1)
+        if len(text.k):
+            out[text.rows] = self.attend(self.split(self.to_q(h[text.rows])), text.k, text.v)
+        return out
 
 
 class GEGLU(nn.Module):
@@ -258,9 +251,7 @@ class GEGLU(nn.Module):
         self.proj = Linear(width, 2 * inner)
 
     def forward(self, h: Tensor) -> Tensor:
-        x, gate = self.proj(h).chunk(2, dim=-1)
-        gated: Tensor = x * gelu(gate)
-        return gated
+        return gated(h, self.proj)
 
 
 class FeedForward(nn.Module):
@@ -276,7 +267,7 @@ class FeedForward(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        self.op = Conv3x3(width, width, stride=2)
 
     def forward(self, h: Tensor) -> Tensor:
         return self.op(h)
@@ -287,7 +278,7 @@ class Upsample(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv3x3(width, width)
 
     def forward(self, h: Tensor, size: torch.Size) -> Tensor:
-        return self.conv(F.interpolate(h, size=size, mode="nearest"))
+        return upsampled(h, self.conv, size)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.models.shapes import VAEShape
-from ldm.ops.activation import silu
 from ldm.ops.attention import attention
+from ldm.ops.conv import Conv3x3
+from ldm.ops.norm import GroupNorm
 from ldm.ops.pointwise import Pointwise
+from ldm.ops.upsample import upsampled
 
 
 class VAE(nn.Module):
@@ -29,7 +31,7 @@ class VAE(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (which is the mode) and log-variance, clamped to [-30, 20]."""
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        mean, logvar = self.quant_conv(self.encoder(image)).contiguous().chunk(2, dim=1)
         return mean, logvar.clamp(-30.0, 20.0)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -42,20 +44,20 @@ class Encoder(nn.Module):
     def __init__(self, shape: VAEShape) -> None:
         super().__init__()
         widths = [shape.ch * mult for mult in shape.ch_mult]
-        self.conv_in = nn.Conv2d(3, shape.ch, 3, padding=1)
+        self.conv_in = Conv3x3(3, shape.ch)
         self.down = nn.ModuleList(
             Level(before, width, shape.num_res_blocks, shape.norm_groups, downsample=i < len(widths) - 1)
             for i, (before, width) in enumerate(zip([shape.ch, *widths], widths, strict=False))
         )
         self.mid = Middle(widths[-1], shape.norm_groups)
         self.norm_out = norm(widths[-1], shape.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * shape.z_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], 2 * shape.z_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         h = self.conv_in(image)
         for level in self.down:
             h = level(h)
-        moments: Tensor = self.conv_out(silu(self.norm_out(self.mid(h))))
+        moments: Tensor = self.conv_out(self.norm_out(self.mid(h)))
         return moments
 
 
@@ -63,20 +65,20 @@ class Decoder(nn.Module):
     def __init__(self, shape: VAEShape) -> None:
         super().__init__()
         widths = [shape.ch * mult for mult in shape.ch_mult]
-        self.conv_in = nn.Conv2d(shape.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(shape.z_channels, widths[-1])
         self.mid = Middle(widths[-1], shape.norm_groups)
         self.up = nn.ModuleList(  # up.3 runs first, up.0 last and without an upsample
             Level(before, width, shape.num_res_blocks + 1, shape.norm_groups, upsample=i > 0)
             for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.norm_out = norm(shape.ch * shape.ch_mult[0], shape.norm_groups)
-        self.conv_out = nn.Conv2d(shape.ch * shape.ch_mult[0], 3, 3, padding=1)
+        self.conv_out = Conv3x3(shape.ch * shape.ch_mult[0], 3)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        image: Tensor = self.conv_out(silu(self.norm_out(h)))
+        image: Tensor = self.conv_out(self.norm_out(h))
         return image
 
 
@@ -110,15 +112,14 @@ class ResnetBlock(nn.Module):
     def __init__(self, before: int, width: int, groups: int) -> None:
         super().__init__()
         self.norm1 = norm(before, groups)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1)
+        self.conv1 = Conv3x3(before, width)
         self.norm2 = norm(width, groups)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv3x3(width, width)
         self.nin_shortcut = Pointwise(before, width) if before != width else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(silu(self.norm1(x)))
-        h = self.conv2(silu(self.norm2(h)))
-        return self.nin_shortcut(x) + h
+        h = self.conv1(self.norm1(x))
+        return self.conv2(self.norm2(h)).add_(self.nin_shortcut(x))
 
 
 class AttentionBlock(nn.Module):
@@ -126,7 +127,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = norm(width, groups)
+        self.norm = norm(width, groups, silu=False)
         self.q = Pointwise(width, width)
         self.k = Pointwise(width, width)
         self.v = Pointwise(width, width)
@@ -142,7 +143,7 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
+        self.conv = Conv3x3(width, width, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
@@ -152,12 +153,12 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Conv3x3(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return h
+        return upsampled(x, self.conv, (2 * x.shape[2], 2 * x.shape[3]))
 
 
-def norm(width: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, width, eps=1e-6)
+def norm(width: int, groups: int, *, silu: bool = True) -> GroupNorm:
+    """With the SiLU that follows each but the attention's."""
+    return GroupNorm(groups, width, eps=1e-6, silu=silu)

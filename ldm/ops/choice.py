@@ -17,8 +17,6 @@ from functools import cache
 
 import torch
 
-from ldm import resources
-
 Table = Mapping[str, Mapping[str, str]]  # by operation and shape
 
 _NAMED: ContextVar[Mapping[str, str]] = ContextVar("ldm_ops_choice", default={})  # noqa: B039 (never changed in place)
@@ -34,6 +32,11 @@ def using(**named: str) -> Iterator[None]:
         _NAMED.reset(token)
 
 
+def named() -> Mapping[str, str]:
+    """What the caller has named, by operation."""
+    return _NAMED.get()
+
+
 def chosen(op: str, shape: str, device: torch.device, default: str) -> str:
     """The name of the implementation of `op` at `shape` (the operation's own words, such as "self 1024 64") on `device`."""
     named = _NAMED.get().get(op)
@@ -45,6 +48,8 @@ def chosen(op: str, shape: str, device: torch.device, default: str) -> str:
 @cache
 def table(device: torch.device) -> Table:
     """What was measured on a GPU of this name; nothing where no table is kept."""
+    from ldm import resources
+
     name = slug(torch.cuda.get_device_name(device))
     return resources.read_toml("tuning", name) if name in resources.names("tuning") else {}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ldm.diffusion.prediction import Prediction
-from ldm.runtime import retry
+from ldm.runtime import graph, retry
 
 if TYPE_CHECKING:
     from ldm.models.unet import UNet
@@ -20,11 +20,13 @@ ATTEMPT = partial(retry.once_more, "UNet", path="trying again, one row at a time
 KEPT = 4  # scenes whose text stays prepared: what alternates comes again
 
 
-def prediction(unet: UNet, rows: Conditioning, count: int, ts: Sequence[float]) -> Prediction:
+def prediction(
+    unet: UNet, rows: Conditioning, count: int, ts: Sequence[float], kind: type[Prediction] = Prediction
+) -> Prediction:
     """The prediction for `count` pictures a row of conditioning, steps `ts` prepared. Raises MemoryNeedError, as its calls do."""
 
     def prepared() -> Prediction:
-        made = Prediction(unet, rows.context, rows.vector, count=count, attempt=ATTEMPT)
+        made = kind(unet, rows.context, rows.vector, count=count, attempt=ATTEMPT, forward=graph.forward(unet))
         made.prepare(ts)
         return made
 
@@ -34,8 +36,8 @@ def prediction(unet: UNet, rows: Conditioning, count: int, ts: Sequence[float]) 
 class Directed:
     """`predict(x, t)` of one run: each call with the conditioning of its scene. `ts` are the calls' own, as far as they are known."""
 
-    def __init__(self, unet: UNet, scenes: Scenes, ts: Sequence[float]) -> None:
-        self._unet, self._scenes, self._ts = unet, scenes, ts
+    def __init__(self, unet: UNet, scenes: Scenes, ts: Sequence[float], kind: type[Prediction] = Prediction) -> None:
+        self._unet, self._scenes, self._ts, self._kind = unet, scenes, ts, kind
         self._call = 0
         self._made: dict[int, Prediction] = {}
         self._of_all: Directed | None = None
@@ -48,7 +50,7 @@ class Directed:
 
     def rows(self, picked: Sequence[int]) -> Directed:
         """A run of some of the rows alone, by number."""
-        alone = Directed(self._unet, self._scenes, self._ts)
+        alone = Directed(self._unet, self._scenes, self._ts, self._kind)
         alone._of_all, alone._picked = self, picked
         return alone
 
@@ -66,4 +68,4 @@ class Directed:
         if self._of_all is not None:
             return self._of_all._prediction(place).rows(self._picked)
         ts = [t for call, t in enumerate(self._ts) if self._scene(call) == place]
-        return prediction(self._unet, self._scenes.rows[place], self._scenes.pictures, ts)
+        return prediction(self._unet, self._scenes.rows[place], self._scenes.pictures, ts, self._kind)

@@ -6,9 +6,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from ldm.checkpoint.memory import check_memory, fits, free_memory, size
 from ldm.devices import name_of
@@ -18,6 +19,8 @@ from ldm.models.shapes import Family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
 from ldm.options import Job
+from ldm.runtime import heap
+from ldm.runtime.footprint import OnCPU
 from ldm.runtime.tracking import Tracker
 from ldm.text import prompt, script
 from ldm.text.conditioning import CHUNKS_AT_ONCE
@@ -26,9 +29,8 @@ from ldm.text.tokenizer import LENGTH
 
 # On the CPU more is resident than tensors hold: glibc keeps what was freed below its mapping threshold, and the libraries their code.
 # Measured as the peak of a fresh process's resident memory, torch 2.15, one thread: `python -m scripts.needs`, docs/reliability.md.
-HEAP = 2**27  # bytes that it keeps, at most
-MAPPED = 2**25  # bytes from which on an allocation is always given back to the system (mallopt(3), M_MMAP_THRESHOLD)
 PLENTY = 32  # tensors of the largest size and width at once: nothing holds as many beside a UNet's skip connections
+KEPT = 4  # times a convolution's weights, at most, stay in memory beside them on the CPU (`ldm.ops.conv`)
 SMALLER = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)  # of the sides: what the advice tries
 STEP = 64  # its sides are multiples of that
 
@@ -55,14 +57,36 @@ class Plan:
         return replace(self, rows=self.rows // self.batch * batch, batch=batch)
 
 
+class Peak(NamedTuple):
+    """Bytes at the peak of a stage, and what stays in memory beside its weights, by their names."""
+
+    bare: int
+    kept: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        return self.bare + sum(self.kept.values())
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes: of the weights, and at the peak of each stage beside them."""
 
     weights: int
-    text: int
-    unet: int
-    vae: int
+    parts: tuple[Peak, Peak, Peak]
+
+    @property
+    def text(self) -> int:
+        return self.parts[0].bare
+
+    @property
+    def unet(self) -> int:
+        return self.parts[1].total
+
+    @property
+    def vae(self) -> int:
+        """What the UNet keeps is there still."""
+        return self.parts[2].total + sum(self.parts[1].kept.values())
 
     @property
     def stage(self) -> int:
@@ -75,9 +99,9 @@ class Need:
 
 
 def plan_of(
-    job: Job, rules: Profile, family: Family, *, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype
+    job: Job, rules: Profile, family: Family, *, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype, int8: bool = False
 ) -> Plan:
-    """The plan of a finished job. On the CPU every picture is evaluated alone, elsewhere all at once.
+    """The plan of a finished job. On the CPU every picture is evaluated alone, elsewhere all at once; int8 is counted as float32.
 
     Raises InputError where prompt and negative together are too long.
     """
@@ -113,7 +137,29 @@ def _need(plan: Plan) -> Need:
     def decode() -> None:
         vae.decode(torch.zeros(1, vae.shape.z_channels, *z, device="meta", dtype=plan.vae_dtype)).float()
 
-    return Need(_weights(plan), *(_peak(stage, plan.device) for stage in (text, step, decode)))
+    stages = ((text, None), (step, unet), (decode, vae))
+    first, second, third = (_peak(stage, plan.device, network) for stage, network in stages)
+    return Need(_weights(plan), (first, second, third))
+
+
+def bands(plan: Plan) -> Peak:
+    """What decoding needs in bands of rows, by `tiles`."""
+    return _bands(replace(plan, device=plan.device.partition(":")[0]))
+
+
+@lru_cache(maxsize=256)
+@torch.no_grad()
+def _bands(plan: Plan) -> Peak:
+    from ldm.runtime import tiles
+
+    vae, down = networks(plan)[1], plan.family.downscale
+    z = torch.zeros(1, vae.shape.z_channels, plan.height // down, plan.width // down, device="meta", dtype=plan.vae_dtype)
+    return _peak(lambda: tiles.decode(vae, z).float(), plan.device, vae)
+
+
+def networks(plan: Plan) -> tuple[UNet, VAE, list[CLIPText]]:
+    """The plan's networks, without their bytes."""
+    return _modules(plan.family, plan.dtype, plan.vae_dtype)
 
 
 def plenty(plan: Plan) -> int:
@@ -125,7 +171,9 @@ def plenty(plan: Plan) -> int:
     maps = [pixels // 4**level * vae.ch * max(vae.ch_mult[level : level + 2]) for level in range(len(vae.ch_mult))]
     tower = max(tower.mlp + tower.width for tower in plan.family.towers) * min(plan.chunks, CHUNKS_AT_ONCE)
     skips = (unet.num_res_blocks + 2) * len(unet.channel_mult)
-    return HEAP + max(
+    kernels = [weight for network in networks(plan)[:2] for weight in network.parameters() if weight.dim() == 4 and weight.shape[-1] == 3]
+    kept = sum(KEPT * weight.nbytes for weight in kernels) if plan.device == "cpu" else 0
+    return kept + heap.KEPT + max(
         (PLENTY + skips) * step * (cells + LENGTH) + 3 * blocks * step * LENGTH * plan.chunks,
         PLENTY // 4 * max(maps) * plan.vae_dtype.itemsize,
         PLENTY // 2 * tower * LENGTH * plan.dtype.itemsize,
@@ -144,34 +192,14 @@ def _modules(family: Family, dtype: torch.dtype, vae_dtype: torch.dtype) -> tupl
         return UNet(family.unet).to(dtype), VAE(family.vae).to(vae_dtype), [CLIPText(shape).to(dtype) for shape in family.towers]
 
 
-def _peak(run: Callable[[], None], device: str) -> int:
-    counter = _OnCPU() if device == "cpu" else Tracker()
+def _peak(run: Callable[[], object], device: str, network: nn.Module | None = None) -> Peak:
+    counter = OnCPU() if device == "cpu" else Tracker()
     with counter:
         run()
-    return counter.peak + (min(HEAP, counter.small_peak) if isinstance(counter, _OnCPU) else 0)
-
-
-class _OnCPU(Tracker):
-    """As the CPU's convolution (oneDNN) works: on a copy of its input in an order of its own. Small allocations are counted apart too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.small = self.small_peak = 0
-
-    def allocated(self, nbytes: int) -> None:
-        super().allocated(nbytes)
-        self.small += nbytes if nbytes < MAPPED else 0
-        self.small_peak = max(self.small_peak, self.small)
-
-    def forgotten(self, nbytes: int) -> None:
-        super().forgotten(nbytes)
-        self.small -= nbytes if nbytes < MAPPED else 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        if func is torch.ops.aten.convolution.default:
-            self.peak = max(self.peak, self.live + args[0].nbytes)
-        return out
+    if not isinstance(counter, OnCPU):
+        return Peak(counter.peak, {})
+    names = {id(weight): name for name, weight in network.named_parameters()} if network is not None else {}
+    return Peak(counter.peak + min(heap.KEPT, counter.small_peak), {names[key]: nbytes for key, nbytes in counter.kept.items()})
 
 
 def check_job(plan: Plan) -> None:
@@ -199,7 +227,8 @@ def _advice(plan: Plan, free: int | None, amount: Callable[[Plan], int], half: b
     for each in (_largest(choice, free, amount) for choice in changes if choice):
         if fits(amount(each), free):
             return f"take {_change(plan, each)} ({size(amount(each))}), or close other programs"
-    return f"close other programs or take another machine: even {each} needs {size(amount(each))}"
+    turns = "take --max-memory, " if half else ""  # before the load
+    return f"{turns}close other programs or take another machine: even {each} needs {size(amount(each))}"
 
 
 def _largest(plans: Sequence[Plan], free: int | None, amount: Callable[[Plan], int]) -> Plan:

@@ -6,8 +6,9 @@ import errno
 import gc
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -39,6 +40,12 @@ def once_more(stage: str, run: Callable[[], T], again: Callable[[], T], path: st
         return again()
 
 
+def down(stage: str, ways: Sequence[tuple[str, Callable[[], T]]]) -> T:
+    """What the first of the ways gives; where memory runs out, what the next one does, after a note that has its words."""
+    (_, run), *rest = ways
+    return once_more(stage, run, partial(down, stage, rest), rest[0][0]) if rest else run()
+
+
 @contextmanager
 def named(stage: str, advice: str = ADVICE) -> Iterator[None]:
     """Raises MemoryNeedError, naming the stage, where memory runs out in the block; other errors pass."""
@@ -62,6 +69,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_unused() -> None:
     """Give back what nothing refers to any more, and on a GPU what torch keeps for later."""
+    from ldm.runtime import graph
+
+    graph.forget()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()

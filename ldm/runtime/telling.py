@@ -34,16 +34,19 @@ class Teller:
         said, said_negative = script.of(job, self.rules)
         told, told_negative = conditioning.sizes_told(job, self.rules.size_defaults)
         read, read_negative = (conditioning.depths(self.rules.clip_skip, job.clip_skip, negative=negative) for negative in (False, True))
-        cond = self.course(said, told, read)
-        if self.rules.empty_negative == "zeros-any" and not (job.prompt or job.prompt_2):
-            cond = cond.mapped(partial(conditioning.zeroed, family=self.family))
+        cond = self._without_empty(self.course(said, told, read), job.prompt, job.prompt_2, negative=False)
         if said_negative is None:
             return cond, None
         uncond = self.course(said_negative, told_negative, read_negative)
-        if conditioning.decide_zero(self.rules.empty_negative, job.negative or job.negative_2 or job.negative):
-            keep = self.rules.empty_negative == "zeros-keep-pooled"
-            uncond = uncond.mapped(partial(conditioning.zeroed, family=self.family, pooled=not keep))
-        return cond, uncond
+        return cond, self._without_empty(uncond, job.negative, job.negative_2, negative=True)
+
+    def _without_empty(self, course: Course, text: str | None, second: str | None, *, negative: bool) -> Course:
+        """Zeros for what the profile does not encode."""
+        rule = self.rules.empty_negative
+        towers = conditioning.emptied(rule, text, second, negative=negative, aesthetic="aesthetic" in self.family.numbers)
+        pooled = rule != "zeros-keep-pooled"
+        zeroed = partial(conditioning.zeroed, family=self.family, towers=towers, pooled=pooled)
+        return course.mapped(zeroed) if any(towers) else course
 
     def course(self, parts: Sequence[script.Part], told: Mapping[str, Any], depths: tuple[int, int] = BOTH) -> Course:
         """The parts of one prompt, each encoded apart."""

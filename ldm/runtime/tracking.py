@@ -30,11 +30,11 @@ class Tracker(TorchDispatchMode):
             self._see(tensor, 0)  # made before the block: not of its making
         out = func(*args, **kwargs)
         for tensor in tensors(out):
-            self._see(tensor, tensor.untyped_storage().nbytes())
+            self._see(tensor, held(tensor))
         return out
 
     def _see(self, tensor: Tensor, nbytes: int) -> None:
-        storage = tensor.untyped_storage()
+        storage = tensor if opaque(tensor) else tensor.untyped_storage()
         key = id(storage)
         if key in self._known:
             return
@@ -55,6 +55,16 @@ class Tracker(TorchDispatchMode):
     def _forget(self, key: int, nbytes: int) -> None:
         self._known.pop(key, None)
         self.forgotten(nbytes)
+
+
+def opaque(tensor: Tensor) -> bool:
+    """Whether its bytes are a library's own affair: oneDNN's layouts have no storage to look at."""
+    return str(tensor.layout) == "torch._mkldnn"
+
+
+def held(tensor: Tensor) -> int:
+    """Bytes of a tensor's storage."""
+    return tensor.numel() * tensor.element_size() if opaque(tensor) else tensor.untyped_storage().nbytes()
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -120,7 +120,7 @@ def _joined(sides: Sequence[tuple[Tensor, Tensor | None]], family: Family, numbe
 
 def _run(tower: CLIPText, chunks: Sequence[Sequence[int]], at_once: int, depth: int) -> tuple[Tensor, Tensor | None]:
     """(n, 77) ids -> hidden states (n, 77, W) and what is pooled of the first chunk (1, P), float32; a few chunks at a time."""
-    device = next(tower.parameters()).device
+    device = tower.text_model.final_layer_norm.weight.device  # a weight that is in memory whatever else comes and goes
     parts: list[TextOutput] = [tower(part, depth) for part in torch.split(torch.tensor(chunks, device=device), at_once)]
     pooled = parts[0].pooled
     return torch.cat([part.penultimate for part in parts]).float(), None if pooled is None else pooled[:1].float()
@@ -144,17 +144,36 @@ def decide_zero(rule: EmptyNegative, negative: str | None) -> bool:
 
     "encode": never (ComfyUI). "zeros-if-none": an empty text is encoded (diffusers). "zeros-if-empty": none or "", but not spaces
     (stable-diffusion-webui). "zeros": always, so that a negative text has no effect (generative-models' base).
-    "zeros-any": any empty text, the prompt's too (InvokeAI). "zeros-keep-pooled": none or "", and what is pooled stays
+    "zeros-any": as "zeros-if-empty", but see `emptied` (InvokeAI). "zeros-keep-pooled": none or "", and what is pooled stays
     (stable-diffusion.cpp).
     """
     return rule == "zeros" or (negative is None if rule == "zeros-if-none" else rule != "encode" and not negative)
 
 
-def zeroed(cond: Conditioning, family: Family, *, pooled: bool = True) -> Conditioning:
-    """Without its text: context and, where `pooled`, that part of the vector are zeros, the numbers stay.
+def emptied(rule: EmptyNegative, text: str | None, second: str | None, *, negative: bool, aesthetic: bool = False) -> tuple[bool, bool]:
+    """Whether what the towers read of a text becomes zeros: the last, to which `second` is told where it is given, and those before it.
 
-    Source: generative-models `sgm/modules/encoders/modules.py`, force_zero_embeddings.
+    "zeros-any" asks of each tower whether what it reads is empty, in the prompt too; all others ask of the negative as a whole. With an
+    `aesthetic` score, as the refiner has it, "zeros" and "zeros-any" encode all texts. Sources: generative-models
+    `configs/inference/sd_xl_refiner.yaml` (is_legacy), InvokeAI `compel.py`.
     """
-    vector = cond.vector.clone()
-    vector[:, : family.towers[-1].projection if pooled else 0] = 0
-    return replace(cond, context=torch.zeros_like(cond.context), vector=vector)
+    if aesthetic and rule in ("zeros", "zeros-any"):
+        return False, False
+    if rule == "zeros-any":
+        return not (text if second is None else second), not text
+    zero = negative and decide_zero(rule, text or second or text)
+    return zero, zero
+
+
+def zeroed(cond: Conditioning, family: Family, towers: tuple[bool, bool] = (True, True), *, pooled: bool = True) -> Conditioning:
+    """Without the text of `towers`, the last and those before it: their context and, where `pooled`, what the last pools are zeros.
+
+    The numbers stay. Source: generative-models `sgm/modules/encoders/modules.py`, force_zero_embeddings.
+    """
+    last, before = towers
+    context, vector = cond.context.clone(), cond.vector.clone()
+    width = family.towers[-1].width
+    context[..., -width if last else context.shape[-1] :] = 0
+    context[..., : context.shape[-1] - width if before else 0] = 0
+    vector[:, : family.towers[-1].projection if pooled and last else 0] = 0
+    return replace(cond, context=context, vector=vector)

@@ -48,6 +48,11 @@ class Course:
     def conds(self) -> list[Conditioning]:
         return [cond for strand in self.strands for cond in strand.conds]
 
+    def during(self, calls: Sequence[int]) -> Course:
+        """What is told at these calls of the denoiser, which are then the calls 0, 1, ... of a run of their own."""
+        strands = [replace(each, at=tuple(each.at[min(call, len(each.at) - 1)] for call in calls)) for each in self.strands]
+        return Course(tuple(strands))
+
     def mapped(self, change: Callable[[Conditioning], Conditioning]) -> Course:
         return Course(tuple(replace(strand, conds=tuple(map(change, strand.conds))) for strand in self.strands))
 

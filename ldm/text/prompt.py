@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ldm.checks import check_text
 from ldm.text.language import pieces
-from ldm.text.tokenizer import COMMA, LENGTH, encode, padded
+from ldm.text.tokenizer import COMMA, END, LENGTH, encode, padded
 
 if TYPE_CHECKING:
     from ldm.diffusion.profiles import Profile
@@ -84,24 +84,26 @@ def _whole_runs(runs: Sequence[Sequence[Token]]) -> list[list[Token]]:
 
 
 @lru_cache(maxsize=16)
-def parsed(text: str, rules: Profile) -> list[list[Token]]:
-    """A text in the language of `rules`, without choices, editing and AND, as chunks of tokens with their weights.
+def parsed(text: str, rules: Profile, *, pad: int = END) -> list[list[Token]]:
+    """A text in the language of `rules`, without choices, editing and AND, as chunks of tokens with their weights, for a tower with this pad.
 
     Raises InputError with the column. What BREAK parts is chunked apart; nothing before one is an empty chunk, nothing after the last none.
     """
+    exclaimed = rules.bigg_exclamation == "pad" and pad == 0
     parts: list[list[list[Token]]] = [[]]
     for piece in pieces(text, rules.syntax):
         if piece.cut:
             parts.append([])
         else:
-            parts[-1].append([(token, piece.weight) for token in encode(piece.text)])
+            parts[-1].append([(token, piece.weight) for token in encode(piece.text, rules.text_cleaning, exclaimed=exclaimed)])
     made = [weighted(part, rules.chunking) for part in parts]
     return [chunk for part in (made[:-1] if len(made) > 1 and made[-1] == [[]] else made) for chunk in part]
 
 
 def length(texts: Iterable[str], rules: Profile) -> int:
-    """How many chunks the longest of the texts has."""
-    return max(len(parsed(text, rules)) for text in texts)
+    """How many chunks the longest of the texts has, in any tower."""
+    pads = (END, 0) if rules.bigg_exclamation == "pad" else (END,)
+    return max(len(parsed(text, rules, pad=pad)) for text in texts for pad in pads)
 
 
 def tower_texts(texts: Sequence[str], pads: Sequence[int], rules: Profile, count: int = 1) -> list[TowerText]:
@@ -111,9 +113,9 @@ def tower_texts(texts: Sequence[str], pads: Sequence[int], rules: Profile, count
     """
     for text in texts:
         check_text("prompt", text)
-    read = {text: parsed(text, rules) for text in texts}
-    count = max(count, *map(len, read.values()))
-    return [_tower_text([*read[text], *[[]] * (count - len(read[text]))], pad) for text, pad in zip(texts, pads, strict=True)]
+    read = [parsed(text, rules, pad=pad) for text, pad in zip(texts, pads, strict=True)]
+    count = max(count, *map(len, read))
+    return [_tower_text([*each, *[[]] * (count - len(each))], pad) for each, pad in zip(read, pads, strict=True)]
 
 
 def _tower_text(read: Sequence[Sequence[Token]], pad: int) -> TowerText:
@@ -128,7 +130,7 @@ def warnings_for(text: str, rules: Profile) -> list[str]:
     literal = _LITERAL.get(rules.syntax)
     if literal is not None and literal.search(text):
         notes.append(f"profile {rules.name} takes as plain words what others give a meaning: {_few(literal, text)}")
-    extra = len(encode(text)) - CHUNK if rules.chunking == "cut" else 0
+    extra = len(encode(text, rules.text_cleaning)) - CHUNK if rules.chunking == "cut" else 0
     return [*notes, f"the prompt is cut: its last {extra} of {CHUNK + extra} tokens are not read"] if extra > 0 else notes
 
 

@@ -1,6 +1,7 @@
-"""CLIP's byte-pair tokens: open_clip's merges and cleaning, run by `tokenizers`, without importing open_clip.
+"""CLIP's byte-pair tokens: open_clip's merges and cleaning, or transformers', run by `tokenizers`, without importing either.
 
-Source: open_clip `src/open_clip/tokenizer.py`, SimpleTokenizer with its default cleaning "lower". Words are split by the `regex` package,
+Sources: open_clip `src/open_clip/tokenizer.py`, SimpleTokenizer with its default cleaning "lower"; transformers'
+`models/clip/tokenization_clip.py`. Words are split by the `regex` package,
 because the Unicode classes of the engine inside `tokenizers` are of another Unicode version.
 """
 
@@ -8,13 +9,15 @@ from __future__ import annotations
 
 import gzip
 import html
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
-import ftfy
 import regex
 from tokenizers.models import BPE
 
@@ -24,18 +27,33 @@ LENGTH = 77  # ids a tower reads
 START = 49406
 END = 49407
 COMMA = 267  # a comma that ends a word
+LITERAL = {"<|startoftext|>": START, "<|endoftext|>": END}  # the same in transformers, in these letters alone
+WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SPECIAL = {"<start_of_text>": START, "<end_of_text>": END}  # these words of a prompt are the tokens themselves, as in open_clip
 MERGES = END - 1 - 512  # the file lists more than CLIP has; the first 512 tokens are bytes, alone and at the end of a word
 SUFFIX = "</w>"
 
+Cleaning = Literal["ftfy", "none"]
 
-def encode(text: str) -> list[int]:
-    """Token ids of a text, without start and end: defined for any text. Raises InputError where open_clip is not installed."""
-    letters, model = _letters(), _model()
+
+def encode(text: str, cleaning: Cleaning = "ftfy", *, exclaimed: bool = False) -> list[int]:
+    """Token ids of a text, without start and end: defined for any text. Raises InputError where open_clip is not installed.
+
+    `cleaning`: "ftfy" as open_clip has it, "none" as transformers has it, which mends nothing. `exclaimed`: every "!" is a token of its
+    own, 0, as where it is the padding of transformers' tokenizer (SDXL's second).
+    """
+    whole = {**(LITERAL if cleaning == "none" else {}), **({"!": 0} if exclaimed else {})}
+    parts = re.split(f"({'|'.join(map(re.escape, whole))})", text) if whole else [text]
+    return [token for part in parts for token in ([whole[part]] if part in whole else _tokens(part, cleaning))]
+
+
+def _tokens(text: str, cleaning: Cleaning) -> list[int]:
+    letters, model, own = _letters(), _model(), SPECIAL if cleaning == "ftfy" else {}
+    words = _pattern().findall(_clean(text)) if cleaning == "ftfy" else _plain_pattern().findall(_composed(text))
     ids: list[int] = []
-    for word in _pattern().findall(_clean(text)):
+    for word in words:
         spelt = word.encode("utf-8").decode("latin-1").translate(letters)
-        ids += [SPECIAL[word]] if word in SPECIAL else [token.id for token in model.tokenize(spelt)]
+        ids += [own[word]] if word in own else [token.id for token in model.tokenize(spelt)]
     return ids
 
 
@@ -54,14 +72,32 @@ def padded(tokens: Sequence[int], pad: int) -> list[int]:
 
 def _clean(text: str) -> str:
     """Mended (mojibake, curly quotes, HTML entities), single spaces, lower case."""
-    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
+    mended = text if text.isascii() and text.isprintable() and "&" not in text else _mended(text)
     return " ".join(mended.split()).lower()
+
+
+def _composed(text: str) -> str:
+    """Composed characters, lower case letter by letter."""
+    valid = text if text.isascii() else unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode("utf-8"))
+    return "".join(letter.lower() for letter in valid)
+
+
+def _mended(text: str) -> str:
+    import ftfy  # as many modules as the rest of the text: printable ASCII does without
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 @cache
 def _pattern() -> regex.Pattern[str]:
     """CLIP's words: special tokens, English endings, runs of letters, single digits, runs of anything else but spaces."""
-    return regex.compile("|".join([*SPECIAL, r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"]), regex.IGNORECASE)
+    return regex.compile("|".join([*SPECIAL, WORDS]), regex.IGNORECASE)
+
+
+@cache
+def _plain_pattern() -> regex.Pattern[str]:
+    """The same without special tokens, of text in lower case."""
+    return regex.compile(WORDS)
 
 
 @cache
@@ -74,7 +110,7 @@ def _letters() -> dict[int, str]:
 
 @cache
 def _merges() -> list[tuple[str, str]]:
-    lines = gzip.decompress(_merges_file().read_bytes()).decode("utf-8").split("\n")
+    lines = gzip.decompress(_merges_file().read_bytes()).decode("utf-8").split("\n", MERGES + 1)
     pairs = (line.split() for line in lines[1 : MERGES + 1])
     return [(left, right) for left, right in pairs]
 

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.lora import Pair, layers
-from ldm.models.shapes import Numbers
 from ldm.models.unet import SpatialTransformer, UNet
-
-Target = Literal["transformer", "convolution", "towers"]
-
-
-@dataclass(frozen=True)
-class LoraRecipe(Numbers):
-    """What is adapted: the UNet's transformers as sd-scripts does it, its convolutions beside them, the text towers."""
-
-    rank: int
-    alpha: float  # the product counts alpha / rank
-    targets: tuple[Target, ...] = ("transformer",)
-
-    def __post_init__(self) -> None:
-        self._ranges(1, 1024, "rank")
-        self._require(0 < self.alpha <= 1024, "alpha", "expected above 0, up to 1024")
-        self._require(bool(self.targets), "targets", "expected at least one")
+from ldm.train.recipe import LoraRecipe, Target
 
 
 class Adapted(nn.Module):

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import InputError, LdmError
-from ldm.models.shapes import Numbers
 from ldm.train.cache import fingerprint
 from ldm.train.data import to_tensor
-from ldm.train.fitting import Crop, Fit, Size, fit, sizes
+from ldm.train.fitting import Fit, Size, fit, sizes
+from ldm.train.recipe import PicturesRecipe
 from ldm.train.sealed import read_note, seal, unseal
 
 if TYPE_CHECKING:
@@ -32,19 +32,6 @@ Say = Callable[[str], None]
 Kept = tuple[dict[str, Any], dict[str, Tensor]]  # the note and the tensors
 RECORD = "latents.json"  # in the folder of a run
 SHOWN = 20  # pictures that were left out, said one by one
-
-
-@dataclass(frozen=True)
-class PicturesRecipe(Numbers):
-    size: int  # the root of a bucket's area
-    step: int  # that a bucket's sides are multiples of
-    crop: Crop = "random"
-
-    def __post_init__(self) -> None:
-        self._ranges(16, 4096, "size")
-        self._ranges(8, 256, "step")
-        self._require(self.step % 8 == 0, "step", "expected a multiple of 8")
-        self._require(self.size >= self.step, "size", "expected at least the step")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ldm.errors import InputError
 from ldm.models.shapes import Numbers
+from ldm.train.fitting import Crop
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -71,6 +72,36 @@ class Recipe(Numbers):
     vae: VAERecipe
     towers: TowersRecipe
     unet: UNetRecipe
+
+
+Target = Literal["transformer", "convolution", "towers"]
+
+
+@dataclass(frozen=True)
+class LoraRecipe(Numbers):
+    """What is adapted: the UNet's transformers as sd-scripts does it, its convolutions beside them, the text towers."""
+
+    rank: int
+    alpha: float  # the product counts alpha / rank
+    targets: tuple[Target, ...] = ("transformer",)
+
+    def __post_init__(self) -> None:
+        self._ranges(1, 1024, "rank")
+        self._require(0 < self.alpha <= 1024, "alpha", "expected above 0, up to 1024")
+        self._require(bool(self.targets), "targets", "expected at least one")
+
+
+@dataclass(frozen=True)
+class PicturesRecipe(Numbers):
+    size: int  # the root of a bucket's area
+    step: int  # that a bucket's sides are multiples of
+    crop: Crop = "random"
+
+    def __post_init__(self) -> None:
+        self._ranges(16, 4096, "size")
+        self._ranges(8, 256, "step")
+        self._require(self.step % 8 == 0, "step", "expected a multiple of 8")
+        self._require(self.size >= self.step, "size", "expected at least the step")
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -18,13 +18,12 @@ from ldm.checkpoint.lora import lora_items
 from ldm.checkpoint.safetensors import Header
 from ldm.checkpoint.writer import HASH, Item, save, tensor_items
 from ldm.errors import InputError
-from ldm.train.adapting import LoraRecipe, pairs
-from ldm.train.loop import Limits, Trainer
-from ldm.train.prepared import prepare
 from ldm.train.tune import TuneRecipe, TuneTask
 
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
+    from ldm.train.loop import Limits, Trainer
+    from ldm.train.recipe import LoraRecipe
     from ldm.train.sources import Found
 
 # ModelSpec's and kohya's names of the families, and what a LoRA of them is called there.
@@ -65,6 +64,9 @@ def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *,
 
     A state is tied to the recipe, the model and the data: it is refused under others.
     """
+    from ldm.train.loop import Trainer
+    from ldm.train.prepared import prepare
+
     states = folder / "tune"
     if any(states.glob("state-*")) and not resume:
         raise InputError(f"{states} holds a run: continue it with --resume, or give another --out")
@@ -92,6 +94,8 @@ def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str
     Everything else of the model stands in the new file as it does in `base`. The line says what was written.
     Raises InputError where `path` exists and `overwrite` is false.
     """
+    from ldm.train.adapting import pairs
+
     mean, lora = run.trainer.ema.mean, run.recipe.lora
     if lora is not None:
         items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, lora)

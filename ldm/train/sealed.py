@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 from safetensors.torch import load
 from torch import Tensor
 
-from ldm.checkpoint.writer import content, tensor_items
 from ldm.files import write_atomic
 
 WHOLE = 2**63  # bytes of a shard that never is full
@@ -46,7 +45,8 @@ def seal(record: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], s
     if len(parts) > 1:
         names = [f"{record.stem}-{k:05}-of-{len(parts):05}.safetensors" for k in range(1, len(parts) + 1)]
     files = {name: _write(record.with_name(name), part) for name, part in zip(names, parts, strict=True)}
-    text = json.dumps({**note, "files": files}).encode()
+    said = {**note, "files": files}
+    text = json.dumps({**said, "seal": _seal(said)}).encode()
     write_atomic(record, lambda file: file.write(text), overwrite=True)
     return [record.with_name(name) for name in names]
 
@@ -64,6 +64,8 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Ten
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write one file and return its sha256."""
+    from ldm.checkpoint.writer import content, tensor_items
+
     found: list[str] = []
 
     def write(file: BinaryIO) -> None:
@@ -75,12 +77,18 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return found[0]
 
 
+def _seal(note: Mapping[str, Any]) -> str:
+    """sha256 of what a record says."""
+    return hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()
+
+
 def read_note(record: Path) -> dict[str, Any] | None:
     """What stands in a record; None where it is absent or damaged."""
     try:
         note = json.loads(record.read_text(encoding="utf-8"))
-        return note if isinstance(note["files"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        seal = note.pop("seal")
+        return note if isinstance(note["files"], dict) and _seal(note) == seal else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.diffusion.schedules import SigmaTable
 from ldm.errors import InputError
-from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, Numbers
 from ldm.models.unet import ResBlock, TransformerBlock, UNet
 from ldm.text.conditioning import AESTHETIC, fourier
-from ldm.train.adapting import LoraRecipe, adapt, first_values, gathered
 from ldm.train.draws import generator
 from ldm.train.fitting import Batches
 from ldm.train.losses import Weighting, diffusion_loss, level_weight, noised, target
 from ldm.train.noising import Noising
-from ldm.train.prepared import PicturesRecipe, Prepared
-from ldm.train.recipe import Optim, Precision, read_recipe
-from ldm.train.words import Words
+from ldm.train.recipe import LoraRecipe, Optim, PicturesRecipe, Precision, read_recipe
+
+if TYPE_CHECKING:
+    from ldm.models.clip import CLIPText
+    from ldm.train.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ class TuneTask:
     """The loss of the prediction at a uniformly drawn training step; everything random is drawn from (seed, step)."""
 
     def __init__(self, family: Family, unet: UNet, towers: Sequence[CLIPText], data: Prepared, recipe: TuneRecipe) -> None:
+        from ldm.train.adapting import adapt, first_values, gathered
+        from ldm.train.words import Words
+
         check(family, recipe)
         self.family, self.unet, self.data, self.recipe = family, unet, data, recipe
         self.device = next(unet.parameters()).device

@@ -50,7 +50,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.family = load_family("sdxl-base")
-        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.device, self.dtype, self.unet = torch.device("cpu"), torch.float32, torch.nn.Linear(1, 1)
         self.source, self.vae_source, self.made = "a.safetensors", None, 0
 
     def load(self, *_words: Any, **_keywords: Any) -> Stand:

@@ -22,8 +22,8 @@ from ldm.errors import InputError, NumericError
 from ldm.models.unet import UNet
 from ldm.train.loop import Limits, Trainer, train
 from ldm.train.noising import Noising
-from ldm.train.prepared import PicturesRecipe, Prepared, prepare
-from ldm.train.recipe import Optim
+from ldm.train.prepared import Prepared, prepare
+from ldm.train.recipe import Optim, PicturesRecipe
 from ldm.train.sources import collect
 from ldm.train.state import load_state, save_state
 from ldm.train.tune import TuneRecipe, TuneTask

@@ -24,6 +24,8 @@ from ldm.checkpoint.loading import Part, fill, tensor_bytes
 from ldm.checkpoint.safetensors import TICK, Header, read_header
 from ldm.checkpoint.writer import Item, save, tensor_items
 from ldm.errors import FileError, MemoryNeedError
+from ldm.models.unet import Attention, CrossAttention
+from ldm.ops.linear import side_by_side
 from scripts import synthetic
 from tests.checkpoint.builders import raw
 
@@ -94,6 +96,30 @@ def test_any_order_and_alignment(shift: int, tmp_path: Path) -> None:
     target = part()
     fill(read_header(tmp_path / "m.safetensors"), [target], elsewhere=["pad"])
     assert all(torch.equal(tensor, state[f"net.{name}"]) for name, tensor in target.module.state_dict().items())
+
+
+def test_kernels_are_turned_in_their_place() -> None:
+    flat = torch.randn(7 + 5 * 3 * 9 + 5 * 3)
+    kernel, point = flat[7 : 7 + 135].view(5, 3, 3, 3), flat[142:].view(5, 3, 1, 1)
+    state, before = {"a": kernel, "b": point}, [kernel.clone(), point.clone()]
+    loading.last_channels(state)
+    assert [torch.equal(new, old) for new, old in zip(state.values(), before, strict=True)] == [True, True]
+    assert state["a"].is_contiguous(memory_format=torch.channels_last) and not state["a"].is_contiguous()
+    assert [new.data_ptr() for new in state.values()] == [kernel.data_ptr(), point.data_ptr()]
+
+
+def test_weights_that_are_multiplied_together_are_neighbours(tmp_path: Path) -> None:
+    """Files have to_out between to_k and to_q."""
+    family = synthetic.tiny("sdxl-base")
+    unet = synthetic.parts(family)[-1]
+    items = [Item(name, "F32", shape, synthetic.values(name, shape, "F32").tobytes()) for name, shape in synthetic.file_shapes(unet)]
+    fill(read_header(save(tmp_path / "m.safetensors", sorted(items, key=lambda item: item.name))), [unet])
+    attentions = [module for module in unet.module.modules() if isinstance(module, Attention)]
+    for each in attentions:
+        layers = [each.to_q, each.to_k, each.to_v][isinstance(each, CrossAttention) :]
+        whole = side_by_side(layers)
+        assert whole is not None and torch.equal(whole, torch.cat([layer.weight for layer in layers]))
+    assert len(attentions) == 140
 
 
 def test_thirds_and_transposed_projection(tmp_path: Path) -> None:

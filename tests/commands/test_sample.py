@@ -64,6 +64,25 @@ def test_a_picture_is_made_again_from_what_it_says_in_every_format(suffix: str) 
     assert (record("three.png").job.prompt, record("three.png").job.steps) == (APPLE, 2)
 
 
+def test_a_picture_of_another_tier_says_so_and_is_made_again(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [each for each in QUICK if each != "2"]
+    lines.insert(1, "8")
+    assert main(["sample", "-p", APPLE, "-s", "3", "--speed", "approx", "--format", "json", "-o", "one.png", *lines]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["speed"] == "approx"
+    assert a1111.read(pictures.read(Path("one.png")).texts[a1111.KEY]).settings["ldm speed"] == "approx"
+    assert main(["sample", "--from-image", "one.png", "-o", "two.png", "-q"]) == 0
+    assert main(["sample", "--from-image", "one.png", "--speed", "exact", "-o", "exact.png", "-q"]) == 0
+    assert (pixels("one.png") == pixels("two.png")).all() and record("two.png").job.speed == "approx"
+    assert (pixels("one.png") != pixels("exact.png")).any()
+    assert "ldm speed" not in pictures.read(Path("exact.png")).texts[a1111.KEY]
+
+
+def test_a_tier_that_the_machine_does_not_have_is_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sample", "-p", APPLE, "--speed", "fp8", "--device", "cpu", "-o", "one.png"]) == 2
+    said = capsys.readouterr().err
+    assert "error E8001: speed fp8 needs an NVIDIA GPU" in said and "loaded" not in said
+
+
 def test_sizes_that_the_model_is_told_change_the_picture() -> None:
     for name, more in (
         ("a", []),
@@ -253,10 +272,10 @@ def test_a_job_that_fails_is_said_and_the_others_are_made(monkeypatch: pytest.Mo
 
     make = sample.make_one
 
-    def failing(pipeline: Any, task: Any, *keep: Any) -> Any:
+    def failing(pipeline: Any, task: Any, *keep: Any, **more: Any) -> Any:
         if task.job.seed == 2:
             raise NumericError("values that are not finite")
-        return make(pipeline, task, *keep)
+        return make(pipeline, task, *keep, **more)
 
     monkeypatch.setattr(sample, "make_one", failing)
     for more in ([], ["--resume"]):
@@ -275,10 +294,10 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     fails: list[bool] = []
     decode = autoencoding.decode
 
-    def perhaps(vae: Any, z: Any) -> Any:
+    def perhaps(*given: Any) -> Any:
         if fails and fails.pop(0):
             raise NumericError("VAE decode: values that are not finite", "E6002")
-        return decode(vae, z)
+        return decode(*given)
 
     monkeypatch.setattr(autoencoding, "decode", perhaps)
     return fails

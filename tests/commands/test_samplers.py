@@ -35,6 +35,11 @@ def test_a_word_of_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_words_choose_by_any_engines_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in told(capsys, "EulerAncestral")[1:-1]] == ["euler_a"]
     assert told(capsys, "SGM uni")[-1].split()[:3] == ["sgm_uniform", "SGM", "Uniform"]
+    assert [line.split()[0] for line in told(capsys, "dpmpp_2m_sde_gpu")[1:-1]] == ["dpmpp_2m_sde"]
+    assert [line.split()[:1] for line in told(capsys, "AlignYourSteps")[1:]] == [["align_your_steps"]]
+    for words in (["DPM++ 2M Karras"], ["DPM++", "2M", "Karras"]):
+        lines = told(capsys, *words)
+        assert [lines[1].split()[0], lines[-1].split()[0]] == ["dpmpp_2m", "karras"]
 
 
 @pytest.mark.parametrize("flags", [["--json"], ["--format", "json"], ["--format=json"]])

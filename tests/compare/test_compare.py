@@ -22,6 +22,7 @@ from ldm.pictures import Marks, save
 from tests.metadata.test_native import RECORD
 
 JOB = replace(RECORD.job, prompt="a fox", profile="comfyui", overrides=None, sampler="dpmpp_2m", schedule="karras", sigmas=None)
+PLAIN = {"sampler": "dpmpp_2m_sde", "profile": "diffusers"}  # which draws independent noise there
 LONG = " ".join(["a fox, red"] * 40)
 
 
@@ -63,6 +64,7 @@ PLANTED = [
     job("original", (512, 512), (1024, 1024)),
     job("crop", (0, 0), (0, 64)),
     job("watermark", "none", "sdxl"),
+    job("speed", "exact", "approx"),
     fact("seed", "seed", 7, 8),
     fact("model", "model", "a.safetensors", "b.safetensors"),
     fact("model", "model_sha256", "1" * 64, "2" * 64),
@@ -93,13 +95,70 @@ PLANTED = [
     rule("weighting", "scale-mean", prompt_2="a (red:1.3) fox"),
     rule("syntax", "a1111", prompt="a [red] fox"),
     rule("choices", "literal", prompt="a {red|blue} fox"),
-    rule("clip_skip", "at-least-2", clip_skip=3),
+    rule("clip_skip", "beyond-2", clip_skip=3),
     job("clip_skip", None, 3),
     job("prompt_2", None, "a cat"),
     job("seed_resize", None, (256, 256)),
     job("subseed_strength", 0.0, 0.2, subseed=5),
     rule("empty_negative", "zeros-if-none"),
+    rule("empty_negative", "zeros", negative="dog"),
+    rule("empty_negative", "zeros-any", negative="dog", negative_2=""),
+    rule("empty_negative", "zeros-any", prompt="", cfg=1.0),
+    rule("empty_negative", "zeros-keep-pooled", "zeros-if-empty"),
+    rule("empty_negative", "zeros-if-none", cfg=1.0, sampler="euler_cfg_pp"),
+    job("negative", None, "", overrides={"empty_negative": "zeros-if-none"}),
+    ("ancestral_rng", *({"job": {**PLAIN, "overrides": {"ancestral_rng": name}}} for name in ("continued", "same-seed"))),
+    ("ensd", *({"job": {**PLAIN, "overrides": {"ensd": ensd}}} for ensd in ("31337", "0"))),
+    rule("start_noise", "sqrt1p", steps=20, schedule="ddim_uniform"),
+    rule("size_defaults", "1024"),
+    job("clip_skip", 2, 3, profile="forge"),
+    job("prompt_2", "a fox", "a cat"),
+    job("sampler", "ddim", "euler", profile="diffusers", schedule="karras", sigmas=(14.0, 1.0, 0.0)),
+    (
+        "brownian",
+        {"index": 1, "job": {"sampler": "dpmpp_sde", "overrides": {"brownian": "batch"}}},
+        {"index": 1, "job": {"sampler": "dpmpp_sde"}},
+    ),
+    ("batch_noise", {"index": 1, "job": {"overrides": {"batch_noise": "one-draw"}}}, {"index": 1}),
+    rule("batch_noise", "one-draw", sampler="euler_a", batch=2),
     rule("cfg_order", "cond-first"),
+    rule("text_cleaning", "ftfy", prompt="a cat\u2019s eye"),
+    rule("bigg_exclamation", "pad", prompt_2="hi!"),
+]
+# What two records have apart and no picture shows.
+WITHOUT = [
+    rule("empty_negative", "zeros-if-none", negative="dog"),
+    rule("empty_negative", "zeros-if-none", negative=""),
+    rule("empty_negative", "zeros", cfg=1.0),
+    rule("empty_negative", "zeros-if-none", "zeros-if-empty"),
+    job("negative", None, ""),
+    job("negative", "dog", "cat", cfg=1.0),
+    rule("multistep_last", "multistep", sampler="gradient_estimation"),
+    rule("multistep_last", "multistep", sampler="euler"),
+    rule("start_noise", "sqrt1p"),
+    rule("scaled", "dpmpp_2m"),
+    ("clip_skip", {"job": {"profile": "a1111", "clip_skip": 2}}, {"job": {"profile": "a1111"}}),
+    ("clip_skip", {"job": {"profile": "forge", "clip_skip": 1}}, {"job": {"profile": "forge"}}),
+    rule("clip_skip", "at-least-2", clip_skip=3),
+    job("prompt_2", None, "a fox"),
+    job("negative_2", None, "dog", negative="dog"),
+    job("negative_2", None, "cat", negative="dog", cfg=1.0),
+    job("seed_resize", None, (128, 128)),
+    rule("size_defaults", "1024", width=1024, height=1024),
+    rule("size_defaults", "1024", original=(512, 512), target=(512, 512)),
+    ("original", {"job": {"original": (128, 128), "target": (128, 128), "overrides": {"size_defaults": "1024"}}}, {"job": {}}),
+    job("sampler", "ddim", "euler"),
+    rule("brownian", "batch", sampler="dpmpp_sde"),
+    ("brownian", {"index": 1, "job": {"overrides": {"brownian": "batch"}}}, {"index": 1}),
+    rule("batch_noise", "one-draw"),
+    rule("batch_noise", "one-draw", sampler="euler_a", batch=1),
+    rule("brownian_ends", "log-trip", sampler="euler"),
+    rule("ancestral_rng", "continued"),
+    ("ensd", *({"job": {"sampler": "euler", "profile": "a1111", "overrides": {"ensd": ensd}}} for ensd in ("31337", "0"))),
+    rule("chunking", "comma-20"),
+    rule("weighting", "scale-mean"),
+    rule("text_cleaning", "ftfy", prompt="hi!"),
+    rule("bigg_exclamation", "pad"),
 ]
 
 
@@ -108,6 +167,11 @@ def test_the_planted_cause_is_named_first(cause: str, one: dict[str, Any], two: 
     named = found(tmp_path, one, two)
     assert [(each.what, each.effect == "none") for each in named] == [(cause, False)]
     assert named[0].a != named[0].b
+
+
+@pytest.mark.parametrize(("cause", "one", "two"), WITHOUT, ids=[f"{at} {cause}" for at, (cause, _, _) in enumerate(WITHOUT)])
+def test_what_cannot_reach_the_picture_is_no_cause(cause: str, one: dict[str, Any], two: dict[str, Any], tmp_path: Path) -> None:
+    assert [each.what for each in found(tmp_path, one, two) if each.effect != "none"] == []
 
 
 def test_a_cause_among_others_that_cannot_reach_the_picture(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ldm.diffusion import names, samplers
-from ldm.diffusion.profiles import load_profile
+from ldm.diffusion.profiles import load_profile, override
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.diffusion.samplers.rules import RULES
 from ldm.diffusion.schedules import SCHEDULES
@@ -55,6 +55,11 @@ from ldm.resources import read_toml
         ("KDPM2AncestralDiscrete", ("dpm2_a", None)),
         ("DPMSolverSDEScheduler", ("dpmpp_sde", None)),
         ("UniPCMultistepScheduler", ("unipc_bh2", None)),  # its default solver_type
+        ('UniPCMultistepScheduler "bh1"', ("unipc", None)),
+        ('DPMSolverMultistepScheduler "sde-dpmsolver++"', ("dpmpp_2m_sde", None)),
+        ('DPMSolverMultistepScheduler "sde-dpmsolver++", "heun"', ("dpmpp_2m_sde_heun", None)),
+        ("sample_euler_ancestral", ("euler_a", None)),  # k-diffusion's functions
+        ("sample_dpmpp_2m_sde karras", ("dpmpp_2m_sde", "karras")),
     ],
 )
 def test_samplers(theirs: str, ours: tuple[str, str | None]) -> None:
@@ -100,6 +105,11 @@ def test_a_near_name_is_told() -> None:
         ("AlignYourSteps", "align_your_steps"),
         ("Automatic", None),
         ("simple", "simple"),
+        ("native", "normal"),  # NovelAI's
+        ("karras_sigmas", "karras"),
+        ("use_beta_sigmas", "beta"),
+        ("beta_sigmas", "beta"),
+        ('timestep_spacing "trailing"', "trailing"),
     ],
 )
 def test_schedules(theirs: str, ours: str | None) -> None:
@@ -135,6 +145,29 @@ def test_the_lists_of_the_engines() -> None:
         assert names.sampler(name)[0] in SAMPLERS, name
     for name in "|".join(SCHEDULE_LISTS).split("|"):
         assert names.schedule(name) in (*SCHEDULES, None), name
+
+
+def test_every_name_of_the_table_is_understood() -> None:
+    for row in names.SOLVERS.values():
+        for each in filter(None, (row.name, row.a1111, row.comfyui, row.diffusers, *row.also)):
+            assert names.sampler(each) == (row.name, None), each
+    for spacing in names.SPACINGS.values():
+        for each in filter(None, (spacing.name, spacing.a1111, spacing.comfyui, *spacing.also)):
+            assert names.schedule(each) == spacing.name, each
+        if not spacing.diffusers.startswith("--set "):
+            assert not spacing.diffusers or names.schedule(spacing.diffusers) == spacing.name
+            continue
+        field, values = spacing.diffusers.removeprefix("--set ").split("=")
+        for value in values.split(", "):
+            assert getattr(override(load_profile("comfyui"), {field: value}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("theirs", "spacing"), [("leading", "leading"), ("linspace", "linspace-linear"), ('timestep_spacing "leading"', "leading")]
+)
+def test_a_spacing_is_no_schedule_but_a_rule(theirs: str, spacing: str) -> None:
+    with pytest.raises(InputError, match=f"give --schedule normal --set spacing={spacing}$"):
+        names.schedule(theirs)
 
 
 def test_the_table_is_what_the_engine_has() -> None:

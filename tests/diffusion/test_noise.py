@@ -22,6 +22,7 @@ PROFILES = {
     "comfyui": COMFYUI,
     "a1111": A1111,
     "a1111-cpu-ensd": override(A1111, {"rng": "cpu", "ensd": "31337"}),
+    "flipped": override(A1111, {"ancestral_rng": "flipped", "rng": "cpu"}),
     "next-seed": override(COMFYUI, {"ancestral_rng": "next-seed", "rng": "philox"}),
 }
 
@@ -56,7 +57,7 @@ def test_a_gpu_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *words, **more: calls.append((words, more)) or self)
     random = noise.make_noise(COMFYUI, [5], IMAGE, LEVELS, samplers.get("euler_a", COMFYUI), "cuda:1")
     assert torch.equal(random.first(), cpu(5)[0]) and torch.equal(random(0, *LEVELS[:2]), cpu(5)[0])
-    assert calls == ["pinned", (("cuda:1",), {"non_blocking": True})] * 2
+    assert calls == ["pinned", ((torch.device("cuda:1"),), {"non_blocking": True})] * 2
 
 
 @pytest.mark.gpu
@@ -114,6 +115,14 @@ def test_start_scales():
     assert torch.allclose(start(always, LEVELS[1:]), unit * math.sqrt(1 + LEVELS[1] ** 2), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("schedule", "more"), [(None, True), ("normal", True), ("trailing", False)])
+def test_start_noise_by_spacing_asks_the_schedule(schedule, more):
+    """The list "trailing" begins at the table's end whatever the profile spaces "normal" by."""
+    rules = override(COMFYUI, {"start_noise": "by-spacing", "spacing": "leading"})
+    wanted = math.sqrt(1 + LEVELS[0] ** 2) if more else LEVELS[0]
+    assert torch.allclose(noise.start(make(rules, [1], "euler"), LEVELS, TABLE, rules, "euler", schedule), cpu(1)[0] * wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("below", "full"), [(5e-5, False), (5e-6, True)])
 def test_a_list_is_full_within_1e_5_of_the_tables_end(below, full):
     """Whether an image to image run at almost full strength begins as one from noise alone."""
@@ -139,8 +148,12 @@ def test_ancestral_habits():
     assert all(torch.equal(a, b) for a, b in zip(draws(following), cpu(9, 2), strict=True))
     continued = override(A1111, {"rng": "cpu"})
     assert all(torch.equal(a, b) for a, b in zip(draws(continued), stream[1:], strict=True))
+    flipped = override(COMFYUI, {"ancestral_rng": "flipped"})
+    assert all(torch.equal(a, b) for a, b in zip(draws(flipped), cpu(8 ^ 0xFFFFFFFF, 2), strict=True))
     ensd = override(continued, {"ensd": "31337"})
     assert all(torch.equal(a, b) for a, b in zip(draws(ensd), cpu(8 + 31337, 2), strict=True))
+    for ensd, seed in ((-5, 3), (-11, 2**64 - 3)):  # below zero too, modulo 2^64
+        assert all(torch.equal(a, b) for a, b in zip(draws(override(continued, {"ensd": str(ensd)})), cpu(seed, 2), strict=True))
 
 
 def test_comfyuis_own_batch_is_one_draw():

@@ -256,6 +256,19 @@ def test_align_your_steps():
     assert make("align_your_steps_sd15", 10, COMFYUI)[1:4] == pytest.approx([6.4745761, 3.8636746, 2.6946152])
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 30])
+@pytest.mark.parametrize("sampler", ["ddim", "deis", "sa_solver"])
+@pytest.mark.parametrize("name", ["align_your_steps", "align_your_steps_sd15"])
+def test_a_list_that_goes_below_the_tables_end_stops_there(name, sampler, steps):
+    """The published lists end at 0.029, the table at 0.0291675."""
+    rules = load_profile("diffusers")
+    table = schedules.SigmaTable(rules.alphas)
+    levels = make(name, steps, rules, sampler, table)
+    plain = make(name, steps, rules, "euler", table)
+    above = [sigma for sigma in plain if sigma > table.low]
+    assert levels == [*above, table.low] and len(above) == max(steps - 1, 1)
+
+
 @pytest.mark.parametrize("steps", [2, 3, 4, 20, 31, 500])
 def test_linear_quadratic(steps):
     """Even steps that go down by 0.025 of the range in all, then second differences that are all the same, and 0 at the end."""

@@ -42,7 +42,7 @@ def names(folder: Path) -> Iterator[Path]:
 def test_a_digest_is_what_makes_the_picture() -> None:
     same = [replace(JOB, cfg=5), replace(JOB, output="elsewhere", quiet=True, model="m"), replace(JOB, overrides={})]
     assert {digest(each, "m") for each in (JOB, *same)} == {digest(JOB, "m")}
-    changes = [{"prompt": "a dog"}, {"negative": ""}, {"seed": 8}, {"sigmas": (2.0, 0.0)}, {"seed": None}]
+    changes = [{"prompt": "a dog"}, {"negative": ""}, {"seed": 8}, {"sigmas": (2.0, 0.0)}, {"seed": None}, {"speed": "approx"}]
     others = {digest(replace(JOB, **each), "m") for each in changes}  # type: ignore[arg-type]
     made = {digest(JOB, "m"), digest(JOB, "n"), digest(JOB, "m", 1), digest(JOB, "m", 0, {"crop": (1, 2)})}
     assert len(made | others) == 4 + len(changes)

@@ -38,6 +38,13 @@ def test_values_that_are_absent_are_left_out_and_others_stand_in_their_place() -
     assert a1111.read(text).settings["VAE"] == "v, one.safetensors"
 
 
+def test_the_tier_is_said_where_it_is_not_the_exact_one() -> None:
+    for speed in ("fp8", "approx"):
+        text = a1111.write(a1111.from_record(replace(RECORD, job=replace(RECORD.job, speed=speed))))
+        assert f", ldm speed: {speed}, Version: " in text
+        assert a1111.read(text).settings["ldm speed"] == speed
+
+
 def test_a_model_loses_its_suffix_and_a_vae_keeps_it() -> None:
     settings = a1111.from_record(replace(RECORD, model="m.one.safetensors", vae="v.safetensors")).settings
     assert (settings["Model"], settings["VAE"]) == ("m.one", "v.safetensors")

@@ -73,6 +73,14 @@ def test_the_run_is_not_recorded() -> None:
     assert native.read(text) == RECORD
 
 
+def test_a_record_from_before_there_were_tiers_is_of_the_exact_one() -> None:
+    said = json.loads(native.write(RECORD))
+    assert said["job"].pop("speed") == "exact"
+    assert native.read(json.dumps(said)) == RECORD
+    other = replace(RECORD, job=replace(RECORD.job, speed="approx"))
+    assert native.read(native.write(other)).job.speed == "approx"
+
+
 def test_a_number_that_is_not_finite_is_not_written() -> None:
     with pytest.raises(ValueError, match="JSON"):
         native.write(replace(RECORD, job=replace(RECORD.job, sigmas=(float("inf"), 0.0))))

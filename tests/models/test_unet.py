@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm import ops
 from ldm.measure import relative_error
 from ldm.models.shapes import UNetShape, load_family
 from ldm.models.unet import GEGLU, CrossAttention, ResBlock, SelfAttention, SpatialTransformer, UNet
@@ -45,6 +46,30 @@ def test_a_picture_does_not_depend_on_its_batch(network: UNet) -> None:
     batch = torch.cat([x[:1], x[1:], x[1:], x[:1]])  # rows 0 0 1 1
     together = network(batch, prepared.repeat(2), 0)
     assert torch.equal(together[[0, 2]], network(x, prepared, 0))
+
+
+@pytest.mark.parametrize("worded", [(0, 1), (1, 0), (0, 1, 0, 1), (0, 0), (1, 1)])
+@torch.no_grad()
+def test_rows_without_a_text_cost_no_cross_attention(network: UNet, worded: tuple[int, ...]) -> None:
+    """Values of zeros leave the bias alone; the rows between two that have a text are computed like them."""
+    rows = len(worded)
+    x, context, vector = given(network.shape, rows)
+    prepared = network.prepare(context * torch.tensor(worded)[:, None, None], vector, [317.0])
+    assert prepared.worded == tuple(map(bool, worded))
+    first = next(module for module in network.modules() if isinstance(module, CrossAttention))
+    counts: list[int] = []
+    handle = first.to_q.register_forward_pre_hook(lambda _module, args: counts.append(len(args[0])))
+    skipped = network(x, prepared, 0)
+    with ops.reference():
+        plain = network(x, prepared, 0)
+    handle.remove()
+    told = [r for r in range(rows) if worded[r]]
+    assert counts == ([told[-1] - told[0] + 1] if told else []) + [rows]
+    assert relative_error(skipped, plain) < 1e-6
+    assert torch.equal(network(x.repeat_interleave(2, 0), prepared.repeat(2), 0)[::2], skipped)
+    for r in range(rows):
+        assert prepared.row(r).worded == prepared.told([r]).worded == prepared.worded[r : r + 1]
+        assert relative_error(network(x[r : r + 1], prepared.row(r), 0), skipped[r : r + 1]) < 1e-5
 
 
 def test_gradients_reach_every_weight(network: UNet) -> None:

@@ -70,6 +70,17 @@ def test_its_other_spacings(name, spacing):
     assert max(abs(a - b) for a, b in zip(mine.ts, their.ts, strict=True)) < 2e-4
 
 
+def test_invokeais_noise_on_the_way():
+    """Its first noise is the seed's, its steps' that of a generator whose seed has the low 32 bits inverted."""
+    mine, scheduler = Watched(), schedulers.make("euler_a", karras=False, prediction="epsilon", seed=SEED)
+    scheduler.set_timesteps(8)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(SEED)) * scheduler.init_noise_sigma
+    generator = torch.Generator().manual_seed(SEED ^ 0xFFFFFFFF)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t), float(t)), t, x, generator=generator, return_dict=False)[0]
+    assert relative_error(ours(load_profile("invokeai"), "euler_a", "normal", 8, mine), x) < 2e-6
+
+
 def test_start_noise_by_spacing():
     """At 30 steps the Euler family starts from noise of std 11.5203 under "leading", of the first sigma itself under the others."""
     rules = load_profile("diffusers")

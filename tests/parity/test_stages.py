@@ -27,6 +27,10 @@ def case(**values) -> Case:
     return Case(BOX, load_family("emoji"), 64, 64, 2, **values)
 
 
+def test_the_gates_are_what_was_promised():
+    assert (STAGE, RUN) == (1e-4, 1e-3)
+
+
 def test_every_stage_of_the_model_in_the_box(capsys):
     pytest.importorskip("diffusers", reason="parity with diffusers (extra: parity)")
     assert main(["parity", "--json", "--size", "64x64"]) == 0

@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.diffusion.prediction import Prediction
 from ldm.errors import InputError, MemoryNeedError, NumericError
 from ldm.measure import relative_error
-from ldm.models.unet import Prepared
+from ldm.models.prepared import Prepared
 from ldm.pipeline import Pipeline
 from ldm.runtime import retry
 from scripts.faults import memory as faults

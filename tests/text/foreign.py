@@ -65,8 +65,11 @@ def open_clip() -> Any:
 
 
 @cache
-def transformers() -> Any:
-    """transformers' CLIP tokenizer over the same vocabulary, with the names that its files give the special tokens."""
+def transformers(pad: str = "<|endoftext|>") -> Any:
+    """transformers' CLIP tokenizer over the same vocabulary, with the names that its files give the special tokens.
+
+    SDXL's second one has "!" as its `pad`.
+    """
     from transformers import CLIPTokenizer
 
     theirs = open_clip()
@@ -76,4 +79,4 @@ def transformers() -> Any:
     with TemporaryDirectory() as folder:
         (Path(folder) / "vocab.json").write_text(json.dumps({token: k for k, token in enumerate(vocabulary)}), encoding="utf-8")
         (Path(folder) / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(folder)
+        return CLIPTokenizer.from_pretrained(folder, pad_token=pad)

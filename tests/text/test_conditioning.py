@@ -150,6 +150,38 @@ def test_zero_rule(rule: conditioning.EmptyNegative, none: bool, empty: bool, sp
     assert [decide_zero(rule, negative) for negative in (None, "", " ", "ugly")] == [none, empty, spaces, text]
 
 
+NO, YES = (False, False), (True, True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "second", "negative", "wanted"),
+    [
+        ("zeros-any", "", "style", False, (False, True)),
+        ("zeros-any", "a cat", "", False, (True, False)),
+        ("zeros-any", "", None, False, YES),
+        ("zeros-any", None, "style", True, (False, True)),
+        ("zeros-if-empty", "", "style", True, NO),
+        ("zeros-if-empty", "", None, False, NO),
+        ("zeros", "ugly", None, True, YES),
+        ("zeros", "a cat", None, False, NO),
+    ],
+)
+def test_which_towers_read_nothing(rule: Any, text: str | None, second: str | None, negative: bool, wanted: tuple[bool, bool]) -> None:
+    assert conditioning.emptied(rule, text, second, negative=negative) == wanted
+    scored = conditioning.emptied(rule, text, second, negative=negative, aesthetic=True)
+    assert scored == (NO if rule in ("zeros", "zeros-any") else wanted)
+
+
+@pytest.mark.parametrize("towers", [(True, False), (False, True)], ids=["last", "others"])
+def test_zeros_for_one_tower(towers: tuple[bool, bool]) -> None:
+    family = tiny("sdxl-base")
+    first, last, pooled = family.towers[0].width, family.towers[-1].width, family.towers[-1].projection
+    cond = Conditioning(torch.ones(1, 77, first + last), torch.ones(1, family.unet.vector_dim))
+    zero = zeroed(cond, family, towers)
+    assert (bool(zero.context[..., :first].any()), bool(zero.context[..., first:].any())) == (not towers[1], not towers[0])
+    assert bool(zero.vector[:, :pooled].any()) != towers[0] and zero.vector[:, pooled:].all()
+
+
 def test_zeroed_keeps_the_sizes(family: Family, towers: list[CLIPText]) -> None:
     cond = encoded("", towers, family)
     zero = zeroed(cond, family)

@@ -78,7 +78,7 @@ class Told:
 
 def test_each_call_has_its_scene(monkeypatch: pytest.MonkeyPatch) -> None:
     Told.made = []
-    monkeypatch.setattr(evaluation, "prediction", lambda unet, rows, count, ts: Told(rows, ts))
+    monkeypatch.setattr(evaluation, "prediction", lambda unet, rows, count, ts, kind: Told(rows, ts))
     made = scenes(Course((Strand((A, B, C), (0, 1, 0, 2)),)), None, 2, "uncond-first")
     network: Any = SimpleNamespace()
     directed = evaluation.Directed(network, made, [9.0, 8.0, 7.0, 6.0, 5.0])
@@ -92,7 +92,7 @@ def test_each_call_has_its_scene(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_few_scenes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     Told.made = []
-    monkeypatch.setattr(evaluation, "prediction", lambda unet, rows, count, ts: Told(rows, ts))
+    monkeypatch.setattr(evaluation, "prediction", lambda unet, rows, count, ts, kind: Told(rows, ts))
     many = tuple(cond(k) for k in range(9))
     directed = evaluation.Directed(SimpleNamespace(), scenes(Course((Strand(many, (*range(9), 8, 0)),)), None, 1, ""), [])  # type: ignore[arg-type]
     for _ in range(11):

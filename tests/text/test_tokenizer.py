@@ -26,6 +26,7 @@ ANYTHING = st.one_of(
     st.text(_any, max_size=40),
     st.text(_astral, max_size=20),
     st.text(st.characters(max_codepoint=0x24F), max_size=60),
+    st.text(st.characters(max_codepoint=0x7F), max_size=60),
     st.lists(st.one_of(_fragments, _any), max_size=6).map("".join),
 )
 
@@ -55,6 +56,22 @@ def test_every_character_alone() -> None:
 def test_equals_transformers_on_plain_prompts(text: str) -> None:
     pytest.importorskip("transformers")
     assert [tokenizer.START, *tokenizer.encode(text), tokenizer.END] == foreign.transformers()(text)["input_ids"]
+
+
+EXCLAIMED = ["hi! a!!", "a !  b", "can!'t", "!", "wow!?!", "A<|ENDOFTEXT|> !", "a<|endoftext|>b<|startoftext|>"]
+
+
+@pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
+@pytest.mark.parametrize("text", [*foreign.PLAIN, *foreign.NASTY, *EXCLAIMED, "a cat\u2019s eye &amp; \uff26\uff35", "\u039f\u0394\u039f\u03a3"])
+def test_without_cleaning_equals_transformers(text: str, pad: str) -> None:
+    pytest.importorskip("transformers")
+    ours = tokenizer.encode(text, "none", exclaimed=pad == "!")
+    assert [tokenizer.START, *ours, tokenizer.END] == foreign.transformers(pad)(text)["input_ids"]
+
+
+def test_exclamation_marks_of_the_second_tower() -> None:
+    assert tokenizer.encode("hi! a!!") == [1883, 256, 320, 748]
+    assert tokenizer.encode("hi! a!!", exclaimed=True) == tokenizer.encode("hi! a!!", "none", exclaimed=True) == [1883, 0, 320, 0, 0]
 
 
 @pytest.mark.parametrize("case", GOLDEN["tokens"], ids=lambda case: ascii(case["text"])[:30])

@@ -15,7 +15,8 @@ from ldm.errors import InputError
 from ldm.measure import relative_error
 from ldm.models.unet import UNet
 from ldm.pipeline import Pipeline
-from ldm.train.adapting import LoraRecipe, adapt, first_values, gathered, pairs
+from ldm.train.adapting import adapt, first_values, gathered, pairs
+from ldm.train.recipe import LoraRecipe
 
 
 @pytest.fixture(scope="module")

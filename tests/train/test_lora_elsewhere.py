@@ -17,7 +17,8 @@ from ldm.diffusion.profiles import load_profile
 from ldm.diffusion.samplers import get
 from ldm.diffusion.schedules import SigmaTable
 from ldm.measure import relative_error
-from ldm.train.adapting import LoraRecipe, adapt, first_values, gathered, pairs
+from ldm.train.adapting import adapt, first_values, gathered, pairs
+from ldm.train.recipe import LoraRecipe
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -57,7 +58,8 @@ def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path) -> None:
     x = torch.randn(2, 4, 8, 8, generator=draw) * sigmas[0]
     with torch.no_grad():
         for name, call in calls.items():
-            steps = get("euler", load_profile("comfyui")).run(Denoiser(call, table, "epsilon", "float"), x, sigmas, lambda *_: torch.zeros_like(x))
+            denoise = Denoiser(call, table, "epsilon", "float")
+            steps = get("euler", load_profile("comfyui")).run(denoise, x, sigmas, lambda *_: torch.zeros_like(x))
             found[name] = list(steps)[-1].x
     assert relative_error(found["ours"], found["theirs"]) < 1e-4
     assert relative_error(found["ours"], found["without"]) > 1e-2

@@ -13,12 +13,11 @@ from PIL import Image
 import ldm
 from ldm.errors import InputError
 from ldm.pipeline import Pipeline
-from ldm.train.adapting import LoraRecipe
 from ldm.train.draws import generator
 from ldm.train.loop import Limits, Trainer, train
 from ldm.train.noising import Noising
-from ldm.train.prepared import PicturesRecipe, Prepared, prepare
-from ldm.train.recipe import Optim
+from ldm.train.prepared import Prepared, prepare
+from ldm.train.recipe import LoraRecipe, Optim, PicturesRecipe
 from ldm.train.sources import collect
 from ldm.train.tune import LossRecipe, TuneRecipe, TuneTask, load_tuning
 from ldm.train.words import Words

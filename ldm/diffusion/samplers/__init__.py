@@ -12,7 +12,7 @@ noise of x's shape for step i and an interval. Gradients are recorded unless the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,20 +38,32 @@ def get(name: str, profile: Profile, table: SigmaTable | None = None) -> Sampler
 def evaluated(sampler: Sampler, sigmas: Sequence[float]) -> list[float]:
     """Every sigma at which `sampler` calls the denoiser, in order, midpoints included: found by a dry run on one zero.
 
-    None for an adaptive one: what it will ask depends on the answers.
+    None of them for an adaptive one, []: what it will ask depends on the answers.
     """
-    if sampler.adaptive:
-        return []
-    seen: list[float] = []
+    return _rehearsed(sampler, sigmas)[0]
 
-    def watch(x: Tensor, sigma: float) -> Tensor:
-        seen.append(sigma)
+
+def asked(sampler: Sampler, sigmas: Sequence[float]) -> list[tuple[int, float, float]]:
+    """Every (i, sigma, sigma_next) for which `sampler` asks noise, in order; as `evaluated`."""
+    return _rehearsed(sampler, sigmas)[1]
+
+
+def _rehearsed(sampler: Sampler, sigmas: Sequence[float]) -> tuple[list[float], list[tuple[int, float, float]]]:
+    evaluations: list[float] = []
+    draws: list[tuple[int, float, float]] = []
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        evaluations.append(sigma)
+        return x
+
+    def noise(*ask: Any) -> Tensor:
+        draws.append(ask)
         return x
 
     x = torch.zeros(1)
-    for _ in sampler.run(watch, x, sigmas, lambda i, sigma, sigma_next: x):
+    for _ in () if sampler.adaptive else sampler.run(denoise, x, sigmas, noise):
         pass
-    return seen
+    return evaluations, draws
 
 
-__all__ = ["SAMPLERS", "Denoise", "NoiseFn", "Run", "Sampler", "Step", "evaluated", "get"]
+__all__ = ["SAMPLERS", "Denoise", "NoiseFn", "Run", "Sampler", "Step", "asked", "evaluated", "get"]

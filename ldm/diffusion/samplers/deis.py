@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,7 +18,6 @@ ORDER = 3
 FEW = 15  # with fewer steps, the last one is Euler's in log sigma (diffusers)
 _RANGE = (0.002, 80.0)  # sigma at the ends of the time variable's VP process (Karras et al. 2022, table 1), which begins at _START
 _START = 1e-3
-_U, _SHARES = np.polynomial.legendre.leggauss(64)
 Weights = Callable[[Sequence[float], float], list[float]]  # (sigmas of the slopes, newest first, the next sigma) -> a weight each
 
 
@@ -50,12 +51,19 @@ def weights_in_time(nodes: Sequence[float], end: float) -> list[float]:
     at = [vp_time(node) for node in nodes]
     apart = next((k for k in range(1, len(at)) if at[k] - at[k - 1] < 1e-9), len(at))
     low, high = math.log(end), math.log(nodes[0])
-    sigmas = np.exp((high + low) / 2 + (high - low) / 2 * _U)
-    shares = _SHARES * sigmas * (low - high) / 2  # of d(sigma), downwards
+    points, lengths = _gauss()
+    sigmas = np.exp((high + low) / 2 + (high - low) / 2 * points)
+    shares = lengths * sigmas * (low - high) / 2  # of d(sigma), downwards
     times = [vp_time(float(sigma)) - at[0] for sigma in sigmas]
     tables = [lagrange([t - at[0] for t in at[:apart]], j) for j in range(apart)]
     sums = [float(shares @ np.polynomial.polynomial.polyval(times, table)) for table in tables]
     return sums + [0.0] * (len(nodes) - apart)
+
+
+@cache
+def _gauss() -> tuple[Any, Any]:
+    """The points of Gauss' rule in [-1, 1] and their weights."""
+    return np.polynomial.legendre.leggauss(64)
 
 
 def vp_time(sigma: float) -> float:

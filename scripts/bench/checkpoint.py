@@ -1,16 +1,7 @@
-"""Times on the CPU, most beside diffusers in float32: one script, alternating runs, medians and the spread of each side against itself.
-
-    python -m scripts.bench load --checkpoint sd_xl_base_1.0.safetensors    # file in the page cache -> ready; a fresh process each time
-    python -m scripts.bench step --checkpoint sd_xl_base_1.0.safetensors    # one guided UNet step at 256x256
-    python -m scripts.bench finite --checkpoint sd_xl_base_1.0.safetensors  # the share of the check for NaN and Inf in loading
-    python -m scripts.bench digest --checkpoint sd_xl_base_1.0.safetensors  # seconds a GB of `ldm sample --verify`
-
-`load` prints seconds and peak resident memory (VmHWM) of each engine and the ratio of medians. Nothing else should run on the machine.
-"""
+"""Measures on one checkpoint, on the CPU: loading and one step beside diffusers in float32, the checks of weights and digests alone."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import statistics
@@ -18,28 +9,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scripts.bench.measures import itself, settle
+
 ENGINES = ("ours", "theirs")
 
 
-def load_ours(checkpoint: Path, _: Path) -> Any:
+def load_ours(checkpoint: Path, _: Path, device: str) -> Any:
     import ldm
 
-    return lambda: ldm.load(checkpoint, device="cpu", dtype="float32")
+    return lambda: ldm.load(checkpoint, device=device, dtype="auto")
 
 
-def load_theirs(checkpoint: Path, folder: Path) -> Any:
+def load_theirs(checkpoint: Path, folder: Path, device: str) -> Any:
     from diffusers import StableDiffusionXLPipeline
 
-    return lambda: StableDiffusionXLPipeline.from_single_file(
-        str(checkpoint), config=str(folder), torch_dtype=torch.float32, local_files_only=True
-    )
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    said = {"config": str(folder), "torch_dtype": dtype, "local_files_only": True}
+    return lambda: StableDiffusionXLPipeline.from_single_file(str(checkpoint), **said).to(device)
 
 
 def peak_gib() -> float:
@@ -48,42 +41,39 @@ def peak_gib() -> float:
     return int(line.split()[1]) / 2**20
 
 
-def one_load(engine: str, checkpoint: Path, folder: Path) -> dict[str, float]:
-    call = {"ours": load_ours, "theirs": load_theirs}[engine](checkpoint, folder)
+def one_load(engine: str, checkpoint: Path, folder: Path, device: str) -> dict[str, float]:
+    call = {"ours": load_ours, "theirs": load_theirs}[engine](checkpoint, folder, device)
     if engine == "ours":
         import ldm.pipeline  # noqa: F401  (imports are not part of the time on either side)
     start = time.perf_counter()
     kept = call()
+    settle(torch.device(device))
     seconds = time.perf_counter() - start
     print(type(kept).__name__, file=sys.stderr)
     return {"seconds": seconds, "gib": peak_gib()}
 
 
-def load(checkpoint: Path, runs: int) -> None:
+def loads(checkpoint: Path, runs: int, engines: Sequence[str], device: str) -> dict[str, list[dict[str, float]]]:
     """Alternating fresh processes; the file is read once before, so that every run finds it in the page cache."""
-    from scripts import theirs
-
-    seen: dict[str, list[dict[str, float]]] = {engine: [] for engine in ENGINES}
+    seen: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     with tempfile.TemporaryDirectory() as name:
-        theirs.pipeline_folder(Path(name))
+        if "theirs" in engines:
+            from scripts import theirs
+
+            theirs.pipeline_folder(Path(name))
         subprocess.run(["cat", str(checkpoint)], stdout=subprocess.DEVNULL, check=True)
+        command = [sys.executable, "-m", "scripts.bench", "load", "--checkpoint", str(checkpoint), "--folder", name, "--device", device]
         for _ in range(runs):
-            for engine in ENGINES:
-                command = [
-                    sys.executable,
-                    "-m",
-                    "scripts.bench",
-                    "load",
-                    "--checkpoint",
-                    str(checkpoint),
-                    "--engine",
-                    engine,
-                    "--folder",
-                    name,
-                ]
-                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-                seen[engine].append(json.loads(out))
-                print(f"  {engine:6} {seen[engine][-1]['seconds']:6.1f} s  {seen[engine][-1]['gib']:5.1f} GiB", flush=True)
+            for engine in engines:
+                done = subprocess.run(
+                    [*command, "--engine", engine], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+                seen[engine].append(json.loads(done.stdout))
+    return seen
+
+
+def load(checkpoint: Path, runs: int) -> None:
+    seen = loads(checkpoint, runs, ENGINES, "cpu")
     for key in ("seconds", "gib"):
         report(f"load {key}", *([run[key] for run in seen[engine]] for engine in ENGINES))
 
@@ -91,10 +81,10 @@ def load(checkpoint: Path, runs: int) -> None:
 def report(what: str, ours: list[float], theirs: list[float], names: tuple[str, str] = ENGINES) -> None:
     """Medians, their ratio, and beside it each side against itself: its even runs against its odd ones."""
     medians = [statistics.median(values) for values in (ours, theirs)]
-    itself = [statistics.median(values[::2]) / statistics.median(values[1::2] or values) for values in (ours, theirs)]
+    alone = [itself(values) for values in (ours, theirs)]
     sides = f"{names[0]} {medians[0]:.3f}  {names[1]} {medians[1]:.3f}"
     print(f"{what}: {sides}  ratio {medians[0] / medians[1]:.3f}  over {len(ours)} alternating runs", end="")
-    print(f"; against themselves {itself[0]:.3f} and {itself[1]:.3f}")
+    print(f"; against themselves {alone[0]:.3f} and {alone[1]:.3f}")
 
 
 @torch.inference_mode()
@@ -174,22 +164,11 @@ def digest(checkpoint: Path, runs: int) -> None:
     print(f"sha256: {statistics.median(seen):.2f} s/GB over {runs} runs of {size:.2f} GB ({spread}); in memory {alone:.2f}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("load", "step", "finite", "digest"))
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=11)
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the weights, for finite")
-    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.engine:
-        print(json.dumps(one_load(args.engine, args.checkpoint, args.folder)))
-    else:
-        runs = {"load": load, "step": step, "finite": partial(finite, dtype=args.dtype), "digest": digest}
-        runs[args.what](args.checkpoint, args.runs)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(what: str, checkpoint: Path, *, runs: int, dtype: str) -> None:
+    verbs: dict[str, Callable[[Path, int], None]] = {
+        "load": load,
+        "step": step,
+        "finite": partial(finite, dtype=dtype),
+        "digest": digest,
+    }
+    verbs[what](checkpoint, runs)

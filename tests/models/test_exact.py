@@ -1,0 +1,66 @@
+"""Whole networks: the fast operations together against their references, in float32, at tiny width and in the model in the box."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+import ldm
+from ldm import ops
+from ldm.measure import relative_error
+from ldm.pipeline import Pipeline
+from tests.models import cases
+from tests.models.tiny import tiny
+
+EXACT = 2e-6
+
+
+@cache
+def box() -> Pipeline:
+    return ldm.load(device="cpu")
+
+
+def far(run: Callable[[], Tensor]) -> float:
+    """The relative error of the fast path."""
+    with torch.no_grad():
+        fast = run()
+        with ops.reference():
+            return relative_error(fast, run())
+
+
+@pytest.mark.parametrize("name", cases.FAMILIES)
+@pytest.mark.parametrize("empty", [False, True], ids=["text", "empty"])
+def test_the_unet(name: str, empty: bool) -> None:
+    family = tiny(name)
+    network, given = cases.unet(family), cases.inputs(family)
+    context, vector = given["context"].clone(), torch.randn(2, family.unet.vector_dim, generator=torch.Generator().manual_seed(1))
+    context[0] *= not empty
+    assert far(lambda: network(given["x"], network.prepare(context, vector, [cases.T]), 0)) < EXACT
+
+
+@pytest.mark.parametrize("name", cases.FAMILIES)
+def test_the_vae(name: str) -> None:
+    network, given = cases.vae(tiny(name)), cases.inputs(tiny(name))
+    assert far(lambda: network.decode(given["z"])) < EXACT
+    assert far(lambda: network.encode(given["image"])[0]) < EXACT
+
+
+def test_the_towers() -> None:
+    family = tiny("sdxl-base")
+    ids = cases.inputs(family)["ids"]
+    for tower in cases.towers(family):
+        assert far(lambda tower=tower: tower(ids).penultimate) < EXACT  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 17)], ids=["128x128", "odd"])
+def test_the_model_in_the_box(size: tuple[int, int]) -> None:
+    pipeline, random = box(), torch.Generator().manual_seed(2)
+    unet, x = pipeline.unet, torch.randn(2, 4, *size, generator=random)
+    vector = torch.randn(2, unet.shape.vector_dim, generator=random)
+    context = torch.randn(2, 77, unet.shape.context_dim, generator=random)
+    assert far(lambda: unet(x, unet.prepare(context, vector, [500.0]), 0)) < EXACT
+    assert far(lambda: pipeline.vae.decode(x[:1])) < EXACT
