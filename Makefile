@@ -22,7 +22,7 @@ sample: $(VENV)/.ready
 	$(PY) -m ldm.sample -p "$(PROMPT)" $(ARGS)
 
 test: $(VENV)/.ready-test
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.ready-test
 	$(PY) -m ruff check .

@@ -57,7 +57,7 @@ class Pipeline:
     ) -> None:
         self.family = family
         self.unet = unet
-        self._tiers = Tiers(unet)
+        self._tiers = Tiers()
         self.vae = vae
         self.towers = list(towers)
         self.source, self.vae_source = source, vae_source  # file names
@@ -227,7 +227,7 @@ class Pipeline:
         solver = samplers.get(sampler, rules, table)
         x = x.to(self.device)
         told, away = course.sides(cond, uncond, cfg, both=solver.needs_uncond)
-        guide = Guide(self._tiers.unet(speed), self.family, rules, table, solver, schedule, cfg, x.shape[0])
+        guide = Guide(self._tiers.unet(self.unet, speed), self.family, rules, table, solver, schedule, cfg, x.shape[0])
         denoise = guide.approximate if speed == "approx" else guide.exact
         guard = Guard(sigmas)
         guided = guard.watch(denoise(told, away, samplers.evaluated(solver, sigmas)))

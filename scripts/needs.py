@@ -111,11 +111,14 @@ def _stage(part: str, side: int, dtype: torch.dtype) -> Callable[[], object]:
 
 def whole(file: str | None, side: int, max_memory: str | None = None, steps: int = 2) -> list[Measure]:
     """The stages of a run in a fresh process, and what another says of it before."""
-    words = ["-p", PROMPT, "-W", str(side), "-H", str(side), "--steps", str(steps), "--device", "cpu", "-q"]
-    words += [*(("-m", file) if file else ()), *(("--max-memory", max_memory) if max_memory else ())]
-    planned = json.loads(_run("ldm", "sample", *words, "--plan", "--format", "json"))
     peaks = json.loads(_run("scripts.needs", "--stages", json.dumps([file, side, max_memory, steps])))
-    return [Measure(stage["name"], stage["ram"], peaks[stage["name"]], CLOSE) for stage in planned["stages"]]
+    return [Measure(each["name"], each["ram"], peaks[each["name"]], CLOSE) for each in planned(file, side, max_memory)["stages"]]
+
+
+def planned(file: str | None, side: int, max_memory: str | None = None) -> Any:
+    """What the command says of a run."""
+    words = ["-p", PROMPT, "-W", str(side), "-H", str(side), "--device", "cpu", "-q", "--plan", "--format", "json"]
+    return json.loads(_run("ldm", "sample", *words, *(("-m", file) if file else ()), *(("--max-memory", max_memory) if max_memory else ())))
 
 
 def _run(*words: str) -> str:

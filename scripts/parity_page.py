@@ -32,6 +32,7 @@ COUNTS = (4, 20, 30, 50)
 SAMPLER_HEAD = ("sampler", "k-diffusion", "diffusers, a step", "diffusers, normal", "diffusers, karras", "beside or instead")
 GATES = {"k-diffusion": 1e-10, "step": 1e-5, "run": 2e-6, "list": 1e-6}
 
+_UNGUIDED = ", without guidance; with it: test_cfg_pp_renoises_with_the_unconditional_prediction (test_first_tier)"
 # What stands behind a sampler that no package on the index has, or beside one that has a figure: a test of tests/diffusion.
 SECOND = {
     **dict.fromkeys(("heunpp2",), "order of convergence, and its formula written a second time (test_first_tier)"),
@@ -39,6 +40,9 @@ SECOND = {
     **dict.fromkeys(("ipndm_v",), "order of convergence, and ipndm on an even list (test_first_tier)"),
     **dict.fromkeys(("res_multistep", "gradient_estimation", "er_sde"), "order of convergence, and a second derivation (test_second_tier)"),
     **dict.fromkeys(("seeds_2", "seeds_3"), "order of convergence, and the paper's tableaus (test_second_tier)"),
+    **dict.fromkeys(("ddim",), "k-diffusion: its sample_euler, whose points are DDIM's at eta 0"),
+    **dict.fromkeys(("euler_cfg_pp",), f"k-diffusion: its sample_euler{_UNGUIDED}"),
+    **dict.fromkeys(("euler_a_cfg_pp",), f"k-diffusion: its sample_euler_ancestral{_UNGUIDED}"),
     **dict.fromkeys(("unipc",), "ComfyUI's order 3 is diffusers' down to 0.001 (test_first_tier)"),
 }
 # The same of a schedule: what the list was held against.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes share the cores; read when torch is imported
 
 ASKED = {"full": "weights of full size: about 7 GB of disk and 24 GB of memory", "gpu": "a CUDA device"}
 

@@ -80,6 +80,8 @@ def test_no_flags_give_the_declared_defaults() -> None:
         ("--overwrite", "overwrite", True),
         ("--debug", "debug", True),
         ("-q", "quiet", True),
+        ("--max-memory 8GiB", "max_memory", 2**33),
+        ("--plan", "plan", True),
     ],
 )
 def test_flag(words: str, field: str, value: Any) -> None:

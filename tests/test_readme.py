@@ -27,6 +27,7 @@ from ldm.limits import LIMITS
 from ldm.models.shapes import load_family
 from ldm.options import KNOBS
 from ldm.runtime import need
+from ldm.runtime.keeping import Keeper
 from scripts import docs
 from scripts.faults import tiny
 from scripts.faults.kinds import sparse
@@ -139,7 +140,7 @@ class Overflowing(torch.nn.Module):
 
 
 def overflow_said() -> str:
-    pipeline: Any = SimpleNamespace(vae=Overflowing())
+    pipeline: Any = SimpleNamespace(vae=Overflowing(), keeper=Keeper())
     with pytest.warns(RuntimeWarning) as notes:
         ldm.Pipeline.decode(pipeline, torch.zeros(1, 4, 1, 1))
     return f"ldm: note: {notes[0].message}"  # as the command shows a warning

@@ -115,7 +115,8 @@ def _begun(side: Side) -> bool | None:
 
 def _left(side: Side) -> tuple[bool | None, bool]:
     """The same, and whether the last x is scaled too."""
-    return _begun(side), side.job.sampler in side.rules.scaled and bool(side.job.sigmas) and side.job.sigmas[-1] > 0
+    levels = side.job.sigmas or (0.0,)
+    return _begun(side), side.job.sampler in side.rules.scaled and levels[-1] > 0
 
 
 def _zeros(side: Side) -> tuple[Any, ...]:

@@ -12,7 +12,6 @@ from ldm.runtime.heap import MAPPED
 from ldm.runtime.tracking import Tracker
 
 
-
 class OnCPU(Tracker):
     """Small allocations are counted apart too, and what is kept beside weights (`ldm.ops.conv`), by the weight's identity."""
 

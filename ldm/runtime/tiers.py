@@ -37,22 +37,21 @@ class Tiers:
     1.8 GB more.
     """
 
-    def __init__(self, unet: UNet) -> None:
-        self._unet = unet
-        self._reduced: UNet | None = None
+    def __init__(self) -> None:
+        self._reduced: tuple[UNet, UNet] | None = None  # what it was made of, and it
         self._lock = Lock()
 
-    def unet(self, speed: str) -> UNet:
-        """The network of a tier; InputError where the device cannot run it."""
-        check(speed, next(self._unet.parameters()).device)
+    def unet(self, own: UNet, speed: str) -> UNet:
+        """The network of a tier for the pipeline's `own`; InputError where the device cannot run it."""
+        check(speed, next(own.parameters()).device)
         if speed != "fp8":
-            return self._unet
+            return own
         from ldm.runtime.quantise import quantise
 
         with self._lock:
-            if self._reduced is None:
-                self._reduced = quantise(self._unet, "fp8")
-            return self._reduced
+            if self._reduced is None or self._reduced[0] is not own:
+                self._reduced = own, quantise(own, "fp8")
+            return self._reduced[1]
 
     def forget(self) -> None:
         """The own weights have changed or moved: what was made of them is made again when it is asked for."""

@@ -85,7 +85,7 @@ def _whole_runs(runs: Sequence[Sequence[Token]]) -> list[list[Token]]:
 
 @lru_cache(maxsize=16)
 def parsed(text: str, rules: Profile, *, pad: int = END) -> list[list[Token]]:
-    """A text in the language of `rules`, without choices, editing and AND, as chunks of tokens with their weights, for a tower with this pad.
+    """A text in the language of `rules`, without choices, editing and AND, as chunks of tokens with their weights; `pad`: the tower's.
 
     Raises InputError with the column. What BREAK parts is chunked apart; nothing before one is an empty chunk, nothing after the last none.
     """

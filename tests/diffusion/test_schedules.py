@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ldm.diffusion import beta, schedules
+from ldm.diffusion import beta, schedules, timesteps
 from ldm.diffusion.profiles import load_profile, override
 from ldm.diffusion.rounding import log_trip, midpoint, nearest
 from ldm.diffusion.schedules import SCHEDULES, SigmaTable
@@ -267,6 +267,16 @@ def test_a_list_that_goes_below_the_tables_end_stops_there(name, sampler, steps)
     plain = make(name, steps, rules, "euler", table)
     above = [sigma for sigma in plain if sigma > table.low]
     assert levels == [*above, table.low] and len(above) == max(steps - 1, 1)
+
+
+def test_a_list_made_from_steps_keeps_them():
+    """The table's own entry for a sigma that is one; on a table made in float64 the interpolated t is a rounding beside it."""
+    rules = override(load_profile("diffusers"), {"alphas": "float64"})
+    table, rule = schedules.SigmaTable(rules.alphas), timesteps.rule(rules, "normal", "euler")
+    levels = schedules.sigmas("normal", 30, table, rules, "euler")[:-1]
+    assert [table.locate(sigma, rule)[0] for sigma in levels] == list(range(958, 0, -33))
+    assert [table.locate(sigma, "float")[0] for sigma in levels] != list(range(958, 0, -33))
+    assert timesteps.rule(rules, "karras", "euler") == timesteps.rule(rules, None, "euler") == "float"
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 20, 31, 500])

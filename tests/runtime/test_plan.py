@@ -46,11 +46,10 @@ def test_the_box_takes_what_is_said() -> None:
 
 def test_a_limit_is_kept_and_said_right(tmp_path: File) -> None:
     file = synthetic.write(tmp_path / "mid.safetensors", mid(), dtype="F16")
-    limit = 1150
-    found = needs.whole(str(file), 192, f"{limit}MiB")
+    limit = int(0.85 * needs.planned(str(file), 128)["peak"]["ram"])
+    found = needs.whole(str(file), 128, str(limit), 1)
     assert all(each.good for each in found), [str(each) for each in found]
-    assert max(each.measured for each in found) < limit * 2**20
-    assert max(each.counted for each in found) > 0.75 * limit * 2**20
+    assert max(each.measured for each in found) < limit < 1.35 * max(each.counted for each in found)
 
 
 def test_each_path_takes_less(sdxl: Plan) -> None:
@@ -94,7 +93,7 @@ def test_the_first_path_that_fits_is_taken(sdxl: Plan) -> None:
 
 @pytest.mark.parametrize("wrong", ["6 elephants", "", "-1", 0, -5, 1.5, True])
 def test_a_limit_that_is_none(wrong: object) -> None:
-    with pytest.raises(InputError, match="max_memory .* is not acceptable: give"):
+    with pytest.raises(InputError, match=r"max_memory .* is not acceptable: give"):
         ldm.load(device="cpu", max_memory=wrong)  # type: ignore[arg-type]
 
 
@@ -146,6 +145,20 @@ def test_the_command_says_it_and_loads_nothing(monkeypatch: pytest.MonkeyPatch, 
     assert (told["width"], told["dtype"], told["max_memory"], told["path"]["blocks"]) == (64, "float32", 2**34, False)
     assert commands.main(["sample", "-p", "a", "--plan", "--device", "cpu", "--max-memory", "10MiB"]) == 1
     assert "E4001" in capsys.readouterr().err
+
+
+def test_the_command_loads_under_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def load(_model: object, **how: object) -> None:
+        asked.append(how)
+        raise InputError("enough")
+
+    monkeypatch.setattr(ldm, "load", load)
+    assert commands.main(["sample", "-p", "a", "-s", "1,2", "--size", "64x64", "--device", "cpu", "--max-memory", "8GiB", "-q"]) == 2
+    jobs = asked[0]["jobs"]
+    assert asked[0]["max_memory"] == 2**33 and isinstance(jobs, list) and [job.seed for job in jobs] == [1, 2]
+    assert commands.main(["sample", "-p", "a", "--device", "cpu", "-q"]) == 2 and "max_memory" not in asked[1]
 
 
 def test_where_it_does_not_fit_the_plan_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

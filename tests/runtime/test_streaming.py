@@ -301,7 +301,8 @@ def test_the_way_to_a_gpu_waits_for_the_work_before(file: File, mixed: File, mon
 
 
 def test_the_least_that_would_do_is_said(file: File) -> None:
-    with pytest.raises(MemoryNeedError, match=r"512x512 in float32 needs .* whatever .* and 300 MB are allowed: take --max-memory (\d+)MiB") as caught:
+    said = r"512x512 in float32 needs .* whatever .* and 300 MB are allowed: take --max-memory (\d+)MiB"
+    with pytest.raises(MemoryNeedError, match=said) as caught:
         ldm.load(file, device="cpu", max_memory=300 * 10**6, jobs=[ldm_job(512)])
     least = int(str(caught.value).split("--max-memory ")[1].split("MiB")[0]) + 1
     pipeline = ldm.load(file, device="cpu", max_memory=f"{least + 8}MiB", jobs=[ldm_job(512)])

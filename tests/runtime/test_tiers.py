@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,23 +59,26 @@ def test_fp8_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_reduced_network_is_made_once_and_the_own_one_stays(made: list[Any]) -> None:
     own: Any = nn.Linear(2, 2)
-    held = Tiers(own)
+    held = Tiers()
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(held.unet, ["fp8", "exact", "approx"] * 8))
+        found = list(pool.map(partial(held.unet, own), ["fp8", "exact", "approx"] * 8))
     assert all(each is own for each in found[1::3] + found[2::3])
     assert found[0] is not own and all(each is found[0] for each in found[::3])
     assert made == [own]
     held.forget()
-    assert held.unet("fp8") is not found[0]
+    assert held.unet(own, "fp8") is not found[0]
     assert len(made) == 2
 
 
 def test_a_pipeline_asks_for_its_tier_and_forgets_what_was_made_of_weights_that_moved(made: list[Any]) -> None:
     pipeline = ldm.load(device="cpu")
-    first = pipeline._tiers.unet("fp8")
+    first = pipeline._tiers.unet(pipeline.unet, "fp8")
     pipeline.to(dtype="bfloat16")
-    assert pipeline._tiers.unet("fp8") is not first
+    assert pipeline._tiers.unet(pipeline.unet, "fp8") is not first
     assert made == [pipeline.unet] * 2
+    pipeline.unet = copy.deepcopy(pipeline.unet)
+    assert pipeline._tiers.unet(pipeline.unet, "fp8") is not first
+    assert made[-1] is pipeline.unet and len(made) == 3
 
 
 def test_fp8_is_near_the_exact_tier_and_leaves_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,29 @@ def test_each_tower_has_its_padding() -> None:
     assert {*second[1][47:]} == {0}
 
 
+@pytest.mark.parametrize(
+    ("profile", "mended", "last"),
+    [
+        ("comfyui", False, 256),
+        ("a1111", True, 256),
+        ("forge", True, 0),
+        ("diffusers", False, 0),
+        ("invokeai", False, 0),
+        ("sgm", True, 256),
+    ],
+)
+def test_the_tokens_of_each_engine(profile: str, mended: bool, last: int) -> None:
+    """Whether quotes are mended, and what "!" is to the tower that pads with 0."""
+    rules = load_profile(profile)
+    (quoted,) = tower_texts(["a cat\u2019s eye"], [END], rules)
+    assert (quoted.ids == [padded(encode("a cat's eye"), END)]) == mended
+    first, second = tower_texts(["hi!"] * 2, [END, 0], rules)
+    assert (first.ids[0][2], second.ids[0][2]) == (256, last)
+    count = 2 if last == 0 and rules.chunking != "cut" else 1
+    assert prompt.length(["!" * 80], rules) == count
+    assert [len(text.ids) for text in tower_texts(["!" * 80] * 2, [END, 0], rules)] == [count] * 2
+
+
 def test_a_shorter_second_text_gets_empty_chunks() -> None:
     first, second = tower_texts(["a " * 200, "a (cat:1.5)"], [END, 0], COMFYUI)
     assert len(first.ids) == len(second.ids) == 3

@@ -58,11 +58,12 @@ def test_equals_transformers_on_plain_prompts(text: str) -> None:
     assert [tokenizer.START, *tokenizer.encode(text), tokenizer.END] == foreign.transformers()(text)["input_ids"]
 
 
-EXCLAIMED = ["hi! a!!", "a !  b", "can!'t", "!", "wow!?!", "A<|ENDOFTEXT|> !", "a<|endoftext|>b<|startoftext|>"]
+KEPT = ["hi! a!!", "a !  b", "can!'t", "!", "wow!?!", "A<|ENDOFTEXT|> !", "a<|endoftext|>b<|startoftext|>"]
+KEPT += ["a cat\u2019s eye &amp; \uff26\uff35", "\u039f\u0394\u039f\u03a3"]
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])
-@pytest.mark.parametrize("text", [*foreign.PLAIN, *foreign.NASTY, *EXCLAIMED, "a cat\u2019s eye &amp; \uff26\uff35", "\u039f\u0394\u039f\u03a3"])
+@pytest.mark.parametrize("text", [*foreign.PLAIN, *foreign.NASTY, *KEPT])
 def test_without_cleaning_equals_transformers(text: str, pad: str) -> None:
     pytest.importorskip("transformers")
     ours = tokenizer.encode(text, "none", exclaimed=pad == "!")
