@@ -158,7 +158,7 @@ def start_scale(sigmas: Sequence[float], table: SigmaTable, profile: Profile, sa
     """
     sigma = torch.tensor(sigmas[0])
     full = sigmas[0] >= table.high * (1 - 1e-5)
-    short = profile.spacing in ("leading", "legacy")
+    short = profile.spacing in ("leading", "legacy") and schedule != "trailing"
     one_more = {"sigma": False, "sqrt1p": True, "sqrt1p-if-full": full, "by-spacing": short}
     if one_more[profile.start_noise] or sampler in profile.scaled:
         sigma = (1 + sigma**2).sqrt()

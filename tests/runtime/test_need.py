@@ -97,7 +97,7 @@ def test_the_count_is_near_what_is_measured(case: str) -> None:
         (26.0, None),
         (21.0, None),
         (17.0, r"take dtype bfloat16 \(11.6 GB\), or close other programs"),
-        (10.7, r"take dtype bfloat16 and width 768 and height 768 \(10.1 GB\)"),
+        (10.7, r"take dtype bfloat16 and width 768 and height 768 \(10.0 GB\)"),
         (7.0, r"take --max-memory, close other programs or take another machine: even 128x128 in bfloat16 needs 8.0 GB"),
     ],
 )

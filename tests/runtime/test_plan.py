@@ -176,5 +176,8 @@ def test_what_is_kept_beside_convolutions_is_counted(sdxl: Plan) -> None:
     assert sum(kept.values()) > 10**9 and not need.need(replace(sdxl, device="cuda")).parts[1].kept
     unet = need.networks(sdxl)[0]
     assert plan._beside(unet, RESIDENT, kept) == (sum(kept.values()), 0)
+    stages = {stage.name: stage.ram for stage in plan.forecast(sdxl, RESIDENT, 0).stages}
+    assert stages["unet"] - stages["load"] > sum(kept.values()) + counted.parts[1].bare - MB
+    assert stages["vae"] - stages["load"] > sum(kept.values()) + counted.parts[2].total - MB
     stay, turn = plan._beside(unet, LEAST, kept)
     assert stay < turn < 0.2 * sum(kept.values())
