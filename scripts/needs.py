@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from ldm.checkpoint.memory import size
 from ldm.models.shapes import Family, load_family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
-from ldm.runtime import heap
-from ldm.runtime.need import Plan, need
+from ldm.runtime import heap, tiles
+from ldm.runtime.need import Plan, bands, need
 
 CASES = (
     "vae-256-float32",
     "vae-512-float32",
     "vae-1024-float32",
     "vae-512-bfloat16",
+    "bands-512-float32",
+    "bands-1024-float32",
     "narrow-512-float32",
     "narrow-1024-float32",
     "narrow-1024-bfloat16",
@@ -75,7 +78,10 @@ def counted(case: str) -> int:
     """By `need`."""
     part, side, kind = case.split("-")
     dtype = getattr(torch, kind)
-    found = need(Plan(family(part), int(side), int(side), 2, dtype, dtype))
+    plan = Plan(family(part), int(side), int(side), 2, dtype, dtype)
+    if part == "bands":
+        return bands(plan).total
+    found = need(plan)
     return found.parts[2].total if part == "vae" else found.unet
 
 
@@ -101,9 +107,10 @@ def here(case: str) -> int:
 
 def _stage(part: str, side: int, dtype: torch.dtype) -> Callable[[], object]:
     shape = family(part)
-    if part == "vae":
+    if part in ("vae", "bands"):
         vae = VAE(shape.vae).to(dtype)
-        return lambda: vae.decode(torch.zeros(1, 4, side, side, dtype=dtype)).float()
+        decode = vae.decode if part == "vae" else partial(tiles.decode, vae)
+        return lambda: decode(torch.zeros(1, 4, side, side, dtype=dtype)).float()
     unet = UNet(shape.unet).to(dtype)
     context, vector = torch.zeros(2, 77, shape.unet.context_dim, dtype=dtype), torch.zeros(2, shape.unet.vector_dim, dtype=dtype)
     return lambda: unet(torch.zeros(2, 4, side, side, dtype=dtype), unet.prepare(context, vector, [0.0]), 0)

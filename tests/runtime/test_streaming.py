@@ -21,7 +21,7 @@ from ldm.errors import FileError, InputError, MemoryNeedError
 from ldm.models.shapes import Family
 from ldm.models.unet import TransformerBlock
 from ldm.pipeline import Pipeline
-from ldm.runtime import autoencoding, plan, streaming
+from ldm.runtime import plan, streaming, tiles
 from ldm.runtime.paths import LEAST, RESIDENT, Path
 from ldm.runtime.tracking import Tracker
 from scripts import synthetic
@@ -108,7 +108,7 @@ def test_the_model_in_the_box() -> None:
 
 def test_the_decode_is_in_bands(file: File) -> None:
     for path in (RESIDENT, PATHS[1], PATHS[2], LEAST):
-        with mock.patch.object(autoencoding.tiles, "decode", wraps=autoencoding.tiles.decode) as banded:
+        with mock.patch.object(tiles, "decode", wraps=tiles.decode) as banded:
             loaded(file, path).decode(torch.zeros(1, 4, 4, 4))
         assert banded.called == path.vae
 
