@@ -187,6 +187,7 @@ BUILT = [
 @pytest.mark.parametrize(("how", "dim", "blocks", "target"), BUILT)
 def test_it_compiles_and_fits(how: str, dim: int, blocks: Blocks, target: int) -> None:
     """Within the shared memory of a multiprocessor, with no more than a few registers spilled."""
+    pytest.importorskip("triton")
     constants = module.constants(dim, blocks, copied=how == "copied", causal=dim == 64 and how == "loaded", tail=True)
     number = "fp32" if how == "float32" else "bf16"
     sides = {"q": (blocks.rows, constants["WIDTH"]), "k": (blocks.keys, constants["WIDTH"]), "v": (blocks.keys, constants["PART"])}
