@@ -92,8 +92,6 @@ def test_what_is_left_and_said_is_what_it_was(more: Sequence[str], threads: None
 
 def test_a_picture_is_written_at_a_step_of_the_next(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[int]] = []
-    made = threading.Event()
-    encoded(monkeypatch, lambda seed: made.set() if seed == 1 else None)
 
     def look(seed: int) -> None:
         if seed == 3:
@@ -103,7 +101,7 @@ def test_a_picture_is_written_at_a_step_of_the_next(threads: None, monkeypatch: 
     settle, waited = saving.Saver.settle, []
 
     def patient(self: saving.Saver, bar: Any) -> None:
-        if made.is_set() and not waited:
+        if self.beside._waiting and not waited:
             encoding.wait([self.beside._waiting[0][0]])
             waited.append(1)
         settle(self, bar)
