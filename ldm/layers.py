@@ -96,7 +96,7 @@ def picture_layer(path: str) -> tuple[Layer, list[str]]:
     record = native.read(found.texts[native.KEY])
     job = alone(record.job, record.index)
     layer = {name: getattr(job, name) for name in native.SAVED}
-    layer |= {"seed": record.seed, "batch": 1, "dtype": record.dtype, "vae": record.vae}
+    layer |= {"seed": record.seed, "batch": 1, "dtype": record.dtype, "vae_dtype": record.vae_dtype or "auto", "vae": record.vae}
     layer |= {"model": None if record.model == catalogue.BOX else record.model}
     if record.job.schedule is not None:
         layer["sigmas"] = None  # they follow from the schedule

@@ -144,6 +144,9 @@ class Job:
     )
     device: str = _knob("auto", "--device", "auto, cpu, cuda or cuda:N", values.device, value="NAME", saved=False)
     dtype: str = _knob("auto", "--dtype", "auto, float32, bfloat16, float16 or int8 (CPU)", values.dtype, value="NAME", saved=False)
+    vae_dtype: str = _knob(
+        "auto", "--vae-dtype", "the VAE's; auto: float32 where the family asks for it (SDXL)", values.dtype, value="NAME", saved=False
+    )
     output: str = _knob(
         "outputs", "-o --output", "a .png, .jpg, .webp or .avif file, or a folder", also="--outdir --output-dir", value="PATH", saved=False
     )

@@ -1,10 +1,11 @@
-"""Renders the training set of the model in the box: about a hundred things of the Noto Color Emoji font, as tiles with their names.
+"""Renders the training set of the model in the box: the base emoji of the Noto Color Emoji font, as tiles with their names.
 
-    python scripts/emoji.py OUT [--font NotoColorEmoji.ttf] [--names emoji-test.txt]
+    python scripts/emoji.py OUT [--font NotoColorEmoji.ttf] [--names emoji-test.txt] [--keywords en.xml]
 
-OUT gets one RGBA PNG a thing (at most 136x128) and `things.json`. Font: Debian fonts-noto-color-emoji (font OFL-1.1, its pictures
-Apache-2.0); names: Unicode's emoji-test.txt, Debian unicode-data. The pictures the model sees are composed from these
-tiles while it trains (ldm.train.data).
+Base: fully qualified, without skin tones and flags. OUT gets one RGBA PNG a thing (at most 136x128) and `things.json`. Font: Debian
+fonts-noto-color-emoji (font OFL-1.1, its pictures Apache-2.0); names: Unicode's emoji-test.txt, Debian unicode-data; synonyms: the
+keywords of CLDR that belong to one thing alone, Debian unicode-cldr-core. The pictures the model sees are composed from these tiles
+(ldm.train.scenes).
 """
 
 from __future__ import annotations
@@ -12,121 +13,44 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from PIL import Image, ImageDraw, ImageFont
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 NAMES = Path("/usr/share/unicode/emoji/emoji-test.txt")
+KEYWORDS = Path("/usr/share/unicode/cldr/common/annotations/en.xml")
 SIZE = 109  # the one bitmap size of the font
 
-# Unicode's short name, where needed followed by "= other names, most usual first"; a + marks a plural.
-THINGS = """
-red apple = red apple, apple
-green apple = green apple
-pear
-tangerine = orange fruit, tangerine
-lemon
-banana
-watermelon
-grapes = +grapes
-strawberry
-cherries = +cherries
-peach
-pineapple
-kiwi fruit = kiwi, kiwi fruit
-tomato
-avocado
-eggplant
-carrot
-ear of corn = corn cob, ear of corn
-broccoli
-mushroom
-bread = loaf of bread
-croissant
-cheese wedge = piece of cheese, cheese wedge
-hamburger = hamburger, burger
-french fries = +french fries, +fries
-pizza = slice of pizza, pizza
-hot dog
-egg
-ice cream = bowl of ice cream
-doughnut = doughnut, donut
-cookie
-birthday cake = birthday cake, cake
-cupcake
-teapot
-hot beverage = cup of coffee, hot beverage
-wine glass = glass of wine, wine glass
-beer mug = mug of beer, beer mug
-dog face = dog, dog face
-cat face = cat, cat face
-lion
-tiger face = tiger, tiger face
-fox
-bear
-panda
-rabbit face = rabbit, rabbit face
-pig face = pig, pig face
-cow face = cow, cow face
-frog = frog
-monkey face = monkey, monkey face
-elephant
-horse face = horse, horse face
-unicorn
-penguin
-owl
-duck
-rooster
-turtle
-T-Rex = dinosaur, T-Rex
-dolphin
-octopus
-butterfly
-lady beetle = ladybug, lady beetle
-sunflower
-rose
-cactus
-evergreen tree = fir tree, evergreen tree
-palm tree
-sun with face = sun with a face
-crescent moon = crescent moon, moon
-star
-cloud
-snowman without snow = snowman
-fire = flame, fire
-droplet = drop of water, droplet
-rainbow
-umbrella
-house
-red heart = red heart, heart
-automobile = red car, car
-police car
-tractor
-sailboat
-airplane
-rocket
-flying saucer = flying saucer, ufo
-balloon = red balloon, balloon
-wrapped gift = gift, wrapped gift
-trophy
-soccer ball = football, soccer ball
-basketball
-guitar
-crown
-top hat
-sunglasses = +sunglasses
-t-shirt
-gem stone = diamond, gem stone
-bell
-light bulb
-alarm clock
-key
-hammer
-robot
-ghost
-jack-o-lantern = pumpkin, jack-o-lantern
-"""
+# How often the things of a group are drawn; all others as often as 1. Much in these is alike: clocks, arrows, men and women with one trade.
+WEIGHTS = {"Smileys & Emotion": 0.5, "People & Body": 0.35, "Symbols": 0.25}
+# What people say for it where neither Unicode nor CLDR does.
+SAID = {
+    "automobile": "red car",
+    "hot beverage": "cup of coffee",
+    "beer mug": "mug of beer",
+    "wine glass": "glass of wine",
+    "tangerine": "orange fruit",
+    "wrapped gift": "gift",
+    "jack-o-lantern": "pumpkin lantern",
+    "ear of corn": "corn cob",
+    "crescent moon": "half moon",
+    "flying saucer": "ufo",
+    "gem stone": "diamond",
+    "droplet": "drop of water",
+    "fire": "flame",
+}
+
+
+@dataclass(frozen=True)
+class Emoji:
+    text: str
+    name: str
+    group: str
 
 
 def main() -> None:
@@ -134,28 +58,63 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--font", type=Path, default=FONT)
     parser.add_argument("--names", type=Path, default=NAMES)
+    parser.add_argument("--keywords", type=Path, default=KEYWORDS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    sequences, font, index = read_sequences(args.names), ImageFont.truetype(str(args.font), SIZE), []
-    for name, names in things():
-        file = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".png"
-        render(sequences[name], font).save(args.out / file, optimize=True)
-        index.append({"file": file, "names": [n.removeprefix("+") for n in names], "plural": names[0].startswith("+")})
+    found, font, index = list(base(args.names)), ImageFont.truetype(str(args.font), SIZE), []
+    others, seen = synonyms(args.keywords, found), set[bytes]()
+    for emoji in found:
+        tile = render(emoji.text, font)
+        if tile.tobytes() in seen:
+            continue  # the font draws some alike: one of them is enough
+        seen.add(tile.tobytes())
+        file = "-".join(f"{ord(each):x}" for each in emoji.text) + ".png"
+        tile.save(args.out / file, optimize=True)
+        names = [spoken(emoji.name), *others[emoji.text]]
+        index.append({"file": file, "names": names, "plural": is_plural(names[0]), "weight": WEIGHTS.get(emoji.group, 1.0)})
     (args.out / "things.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     print(f"{len(index)} things in {args.out}")
 
 
-def things() -> list[tuple[str, list[str]]]:
-    """(Unicode's name, the names used in captions) of every chosen thing."""
-    pairs = (line.partition(" = ")[::2] for line in THINGS.strip().splitlines())
-    return [(name, others.split(", ") if others else [name]) for name, others in pairs]
+def base(path: Path) -> Iterator[Emoji]:
+    """The fully qualified emoji without skin tones and flags, in Unicode's order."""
+    group = ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        group = line.removeprefix("# group: ") if line.startswith("# group: ") else group
+        entry = re.match(r"([0-9A-F ]+?) *; fully-qualified +# \S+ E[0-9.]+ (.+)$", line)
+        if entry and group not in ("Flags", "Component") and not re.search("1F3F[B-F]", entry[1]):
+            yield Emoji("".join(chr(int(code, 16)) for code in entry[1].split()), entry[2], group)
 
 
-def read_sequences(path: Path) -> dict[str, str]:
-    """Unicode's short name -> the text that draws it."""
-    pattern = re.compile(r"^([0-9A-F ]+?) *; fully-qualified +# \S+ E[0-9.]+ (.+)$", re.MULTILINE)
-    found = pattern.findall(path.read_text(encoding="utf-8"))
-    return {name: "".join(chr(int(code, 16)) for code in codes.split()) for codes, name in found}
+def synonyms(path: Path, found: list[Emoji]) -> dict[str, list[str]]:
+    """Text -> the keywords that no other emoji has, at most three, and what people say."""
+    known = {each.text.replace("\ufe0f", ""): each for each in found}
+    words = {}
+    for entry in ElementTree.parse(path).getroot().iter("annotation"):
+        emoji = known.get(str(entry.get("cp")).replace("\ufe0f", ""))
+        if emoji and entry.get("type") is None:
+            words[emoji.text] = [word.strip() for word in str(entry.text).split("|")]
+    counts = Counter(word for each in words.values() for word in each)
+    names = {each.name for each in found}
+    return {each.text: _own(each, [w for w in words.get(each.text, ()) if counts[w] == 1 and w not in names]) for each in found}
+
+
+def _own(emoji: Emoji, words: list[str]) -> list[str]:
+    usable = [word for word in words if re.fullmatch(r"[A-Za-z][A-Za-z -]{2,}", word)]
+    return [*([SAID[emoji.name]] if emoji.name in SAID else []), *usable[:3]]
+
+
+def spoken(name: str) -> str:
+    """Unicode's name as one says it: "man: beard" is a man with beard."""
+    return name.replace(": ", " with ").replace("\u201c", '"').replace("\u201d", '"')
+
+
+def is_plural(name: str) -> bool:
+    """ "grapes", "people holding hands": a name that takes no article."""
+    head = re.split(r" (?:of|with|without|in|on|and|over|[a-z]+ing)\b", name)[0]
+    if head in ("rhinoceros", "Aries", "Pisces"):
+        return False
+    return head in ("people", "men", "women") or re.search(r"[^sui]s$", head) is not None
 
 
 def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:

@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ldm
-from ldm.train.data import COLOURS
+from ldm.train.scenes import COLOURS
 
 PROMPTS = """
 a red apple on a blue background

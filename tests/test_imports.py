@@ -97,6 +97,10 @@ def test_a_command_that_ends_leaves_its_memory_to_the_system() -> None:
     assert python("-c", ENDS).splitlines()[-1] == "True True"
 
 
+def test_memory_is_collected_where_triton_would_list_it() -> None:
+    assert python("-c", f"import sys; sys.modules['triton'] = sys\n{ENDS}").splitlines()[-1] == "True False"
+
+
 def test_a_load_is_not_interrupted_to_look_for_garbage() -> None:
     looks: list[str] = []
 

@@ -23,10 +23,12 @@ from typing import Any, NoReturn
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from ldm import doctor, resources
 from ldm.commands import VERBS, main
 from ldm.flags import given, parser
+from scripts.experiments import page as experiments
 from scripts.faults.__main__ import ROWS
 from scripts.faults.__main__ import main as faults
 from tests.pages import MARK, PAGES, ROOT, Command, commands
@@ -50,7 +52,11 @@ NOT_RUN = {
     "python -m scripts.parity picture --checkpoint FILE": "weights of full size: tests/test_full.py runs it where they are asked for",
     "python -m scripts.parity refiner --checkpoint FILE": "weights of full size: tests/test_full.py runs it where they are asked for",
     "python -m scripts.bench load --checkpoint FILE": "weights of full size, and an idle machine",
-    "python -m scripts.bench step --checkpoint FILE": "weights of full size, and an idle machine",
+    **dict.fromkeys(
+        (f"python -m scripts.bench --only {row}" for row in ("step-256", "step-512", "step-512-int8")),
+        "weights of full size, and an idle machine: tests/bench runs slices",
+    ),
+    "python scripts/evaluate.py things --model emoji.safetensors": "things of that font: tests/test_evaluate.py measures its own",
     "python -m scripts.bench": "an hour, and an idle machine: tests/bench runs every row at tiny sizes",
     "python -m scripts.bench --only step-256,vae-512 --minutes 15": "weights of full size, and an idle machine: tests/bench runs slices",
     "python -m scripts.bench --json bench.json --write": "writes the page: tests/bench writes another",
@@ -67,6 +73,10 @@ NOT_RUN = {
             "ldm train configs/train/emoji.toml --out runs/emoji --export emoji.safetensors",
         ),
         "an hour: tests/train takes a small family from nothing through all three stages to a file",
+    ),
+    **dict.fromkeys(
+        (*experiments.COMMANDS, "python -m scripts.experiments --write"),
+        "minutes, or it writes the page: tests/train/test_experiments.py runs every experiment and writes another page",
     ),
     "python -m scripts.needs": "minutes, and an idle machine: tests/runtime/test_need.py counts the same",
 }
@@ -86,6 +96,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "pictures").mkdir()
     shutil.copy(ROOT / "docs" / "grid.png", home / "pictures")
     (home / "pictures" / "grid.txt").write_text("a sheet of many things")
+    Image.new("RGB", (48, 64), "red").save(home / "pictures" / "red.png")
+    (home / "pictures" / "red.txt").write_text("red and nothing else")
     (home / "two.txt").write_text("a red apple on a blue background\na robot on a brown background\n")
     with contextlib.chdir(home):
         assert main(["sample", "-p", "a red apple on a blue background", "-s", "3", *TINY, "-q", "-o", "stand-in.png"]) == 0

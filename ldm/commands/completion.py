@@ -45,6 +45,7 @@ def values() -> dict[str, list[str]]:
     """The words that a flag takes, by its field, where they are a known few."""
     named = {"sampler": list(names.SOLVERS), "schedule": list(names.SPACINGS), "profile": resources.names("profiles")}
     named |= {"preset": resources.names("presets"), "dtype": ["auto", "float32", "bfloat16", "float16"], "device": ["auto", "cpu", "cuda"]}
+    named["vae_dtype"] = named["dtype"]
     return named | {name: list(knob.parse.words) for name, knob in KNOBS.items() if isinstance(knob.parse, Choice)}
 
 

@@ -26,7 +26,7 @@ def foretell(job: Job, tasks: Sequence[Task]) -> int:
 
     header = read_header(catalogue.find(job.model), job.max_header)
     family = recognise(header)
-    place = place_for(family, job.device, job.dtype)
+    place = place_for(family, job.device, job.dtype, job.vae_dtype)
     found = plan.forecasts(header, family, place, job.max_memory, [task.job for task in tasks])
     for each in found:
         told = _told(each, job.max_memory)
@@ -43,7 +43,7 @@ def _told(found: Forecast, limit: int | None) -> dict[str, Any]:
     rooms = [(free["ram"], found.ram - found.process), (free["vram"], found.vram)]
     return {
         **{name: getattr(plan, name) for name in ("width", "height", "batch", "rows", "device")},
-        "dtype": name_of(plan.dtype),
+        "dtype": plan.precision,
         "vae_dtype": name_of(plan.vae_dtype),
         "stages": [asdict(stage) for stage in found.stages],
         "peak": {"ram": found.ram, "vram": found.vram},

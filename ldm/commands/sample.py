@@ -172,6 +172,7 @@ def load(job: Job, tasks: Sequence[Task]) -> Pipeline:
             job.model,
             device=job.device,
             dtype=job.dtype,
+            vae_dtype=job.vae_dtype,
             vae=job.vae,
             progress=bar.count,
             max_header=job.max_header,
@@ -196,7 +197,7 @@ def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
     from ldm.checkpoint.safetensors import read_header
     from ldm.devices import place_for
     from ldm.resolve import resolve
-    from ldm.runtime import need, tiers
+    from ldm.runtime import need, paths, tiers
 
     header = read_header(catalogue.find(job.model), job.max_header)
     unread = unread_metadata(header) if job.debug else []
@@ -209,11 +210,12 @@ def look_ahead(job: Job, tasks: Sequence[Task]) -> Family:
     hint = usage_hint(header)
     if hint:
         say(f"usage hint of the file: {hint}", job.quiet)
-    place = place_for(family, job.device, job.dtype)
+    place = place_for(family, job.device, job.dtype, job.vae_dtype)
     resolved = [resolve(task.job, family) for task in tasks]
     for speed in {made.speed for made, _ in resolved}:
         tiers.check(speed, place.device)
-    plans = dict.fromkeys(need.plan_of(*each, family, **place._asdict()) for each in resolved)
+    stored = paths.stored_in(header)
+    plans = dict.fromkeys(need.plan_of(*each, family, **place._asdict(), stored=stored) for each in resolved)
     for plan in plans if job.max_memory is None else ():  # under a limit the load sees to it
         need.check_job(plan)
     for made, _ in resolved:

@@ -43,7 +43,7 @@ def parser() -> Parser:
     flags = made("train", "Train on pictures; `ldm train report FOLDER` draws a run.", models_dir=True)
     flags.add_argument("recipe", type=Path, help="a TOML file such as configs/train/lora.toml")
     flags.add_argument("--data", type=Path, metavar="SOURCE", help="folder, .tar, .jsonl or sd-scripts' .toml; not the recipe's")
-    flags.add_argument("-m", "--model", metavar="NAME", help="the model to begin with, file or name; instead of the recipe's")
+    flags.add_argument("-m", "--model", metavar="NAME", help="the model to begin with; not the recipe's, or random values")
     flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the run: states, metrics, samples, what is cached")
     flags.add_argument("--export", type=Path, metavar="FILE", help="write what is trained when it ends; alone with --resume: at once")
     flags.add_argument("--overwrite", action="store_true", help="let --export replace a file that exists")
@@ -144,12 +144,14 @@ def _watch(options: argparse.Namespace, run: Run, limits: Limits) -> None:
 
 def _stage(options: argparse.Namespace) -> int:
     """One stage of a new model, or the file that all stages make."""
+    from ldm.devices import device_named
+    from ldm.pipeline import load
     from ldm.train.loop import train
     from ldm.train.recipe import load_recipe
-    from ldm.train.stages import load_composer, stage_trainer
+    from ldm.train.stages import Place, load_composer, stage_trainer
 
     recipe = load_recipe(options.recipe)
-    for name in ("samples", "tensorboard", "model"):
+    for name in ("samples", "tensorboard"):
         _refuse(options, name, "this recipe makes a new model in stages")
     if options.stage is None:
         if not options.export:
@@ -161,7 +163,9 @@ def _stage(options: argparse.Namespace) -> int:
     if options.data is None:
         raise InputError("--data is missing: give the folder of things that scripts/emoji.py wrote")
     composer, limits = load_composer(recipe, options.data), _limits(options)
-    trainer = stage_trainer(options.stage, recipe, composer, options.out, resume=options.resume, limits=limits)
+    path = catalogue.find(options.model, "checkpoint", catalogue.places(options.models_dir)) if options.model else None
+    place = Place(device_named(options.device), load(path, device="cpu", dtype="float32") if path else None)
+    trainer = stage_trainer(options.stage, recipe, composer, options.out, resume=options.resume, limits=limits, place=place)
     with _in_good_order(trainer):
         train(trainer, limits)
     return 0

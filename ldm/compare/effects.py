@@ -196,7 +196,7 @@ _ORDER: tuple[tuple[Effect, tuple[str, ...]], ...] = (
 _MAKE_SIGMAS = ("steps", "schedule", *_LISTS, "alphas", "sampler")
 _FIELDS = {each.name for each in fields(Job)}
 _RULES = {f"rule {each.name}" if each.name in _FIELDS else each.name for each in fields(Profile) if each.name != "name"}
-_SAID = (_RULES | _FIELDS | {"stopped at step"}) - {"dtype", "device"}  # of which to say nothing is to say none
+_SAID = (_RULES | _FIELDS | {"stopped at step"}) - {"dtype", "vae_dtype", "device"}  # of which to say nothing is to say none
 
 
 def differences(a: Side, b: Side) -> list[Difference]:
@@ -259,7 +259,7 @@ def _value(name: str, side: Side) -> Any:
         return getattr(side.rules, name.removeprefix("rule "))
     if name == "seed_resize" and side.job.seed_resize == (side.job.height, side.job.width):
         return None
-    if name in side.facts or name not in _FIELDS or name in ("vae", "dtype", "device"):
+    if name in side.facts or name not in _FIELDS or name in ("vae", "dtype", "vae_dtype", "device"):
         return _stem(side.facts[name]) if name == "vae" and name in side.facts else side.facts.get(name)
     return getattr(side.job, name)
 

@@ -64,7 +64,7 @@ def _job(layer: layers.Layer) -> tuple[Job, Profile]:
 
 
 def _named(layer: layers.Layer) -> dict[str, str]:
-    return {name: str(layer[name]) for name in ("model", "vae", "dtype", "device") if layer.get(name)}
+    return {name: str(layer[name]) for name in ("model", "vae", "dtype", "vae_dtype", "device") if layer.get(name)}
 
 
 def _ours(path: str, record: native.Record) -> Side:

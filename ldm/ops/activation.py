@@ -20,8 +20,12 @@ def silu(x: Tensor, *, inplace: bool = False) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The exact GELU, by the error function: what torch gives to oneDNN, which leaves nothing over, is whole in memory."""
-    return F.gelu(x.contiguous() if x.device.type == "cpu" else x)
+    """The exact GELU, by the error function: what torch gives to oneDNN, which leaves nothing over, is whole in memory.
+
+    Where a gradient is asked for, the copy would be kept for the way back.
+    """
+    learning = torch.is_grad_enabled() and x.requires_grad
+    return F.gelu(x.contiguous() if x.device.type == "cpu" and not learning else x)
 
 
 def sigmoid(x: Tensor) -> Tensor:

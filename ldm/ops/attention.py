@@ -66,9 +66,20 @@ def implementation(name: str) -> Implementation:
     return lambda q, k, v, causal: attention_triton(q, k, v, causal=causal, cut=cut)
 
 
+# Queries that torch's kernel for the CPU takes at once. With fewer, where a thread's own buffer begins, and so the last bits of the products
+# in it, would depend on the thread; a single block leaves the products to as many threads as there are.
+WHOLE = 32
+
+
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-    """PyTorch's choice."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    """PyTorch's choice; halves that are learned on a CPU in float32, whose way back takes two fifths of theirs."""
+    if q.is_cpu and q.dtype != torch.float32 and q.requires_grad and torch.is_grad_enabled():
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal).to(q.dtype)
+    short = WHOLE * (1 + (q.shape[:2].numel() == 1)) - q.shape[2] if q.is_cpu else 0
+    if short <= 0:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return F.scaled_dot_product_attention(F.pad(q, (0, 0, 0, short)), k, v, is_causal=causal)[:, :, : q.shape[2]]
 
 
 # The kernels behind `scaled_dot_product_attention`, called by themselves: the switches that choose among them belong to the whole process.

@@ -21,7 +21,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if by_onednn(x, weight, bias):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return out
-    return filled(x, weight, bias) if x.device.type == "cpu" and not use_reference() else F.linear(x, weight, bias)
+    plainly = x.device.type != "cpu" or use_reference() or learning(x, weight, bias)
+    return F.linear(x, weight, bias) if plainly else filled(x, weight, bias)
+
+
+def learning(*tensors: Tensor | None) -> bool:
+    """Whether a gradient is asked for: the way back has no promise of bits, and rows that are filled up cost it copies."""
+    return torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in tensors)
 
 
 def filled(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -41,8 +47,7 @@ def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     given = [x, weight] if bias is None else [x, weight, bias]
     if use_reference() or not torch.backends.mkldnn.is_available() or x.dim() < 2 or not x.numel():
         return False
-    learning = torch.is_grad_enabled() and any(each.requires_grad for each in given)
-    return not learning and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in given)
+    return not learning(*given) and all(each.device.type == "cpu" and each.dtype == torch.float32 for each in given)
 
 
 class Linear(nn.Linear):

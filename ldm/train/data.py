@@ -1,4 +1,4 @@
-"""Pictures with captions, composed on the fly: one thing, somewhere, on a coloured background.
+"""Pictures with captions, composed on the fly from tiles: what `ldm.train.scenes` says, rendered in a bucket's shape.
 
 Sample i is a function of (seed, i) alone, so that a resumed run sees the data in the same order, and the six size and
 crop numbers are what was really done (Podell et al. 2023, algorithm 1).
@@ -7,125 +7,135 @@ crop numbers are what was really done (Podell et al. 2023, algorithm 1).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
 
 from ldm.errors import InputError
+from ldm.train import scenes
+from ldm.train.fitting import Size, sizes
+from ldm.train.scenes import COLOURS, Scene, Thing, draw, pick, tinted
 
 if TYPE_CHECKING:
     from ldm.train.recipe import Data
 
-Pair = tuple[int, int]
-Colour = tuple[int, int, int]
-
-COLOURS: dict[str, Colour] = {
-    "red": (215, 40, 45),
-    "orange": (245, 140, 30),
-    "yellow": (250, 220, 60),
-    "green": (45, 150, 70),
-    "cyan": (70, 205, 215),
-    "blue": (40, 85, 215),
-    "purple": (125, 60, 175),
-    "pink": (250, 150, 195),
-    "brown": (115, 70, 40),
-    "black": (15, 15, 18),
-    "grey": (130, 130, 132),
-    "white": (245, 245, 245),
-}
-CAPTIONS = (
-    ("{thing} on {colour} background", 0.5),
-    ("{name}, {colour_name} background", 0.15),
-    ("{name} on {colour_name}", 0.1),
-    ("a picture of {thing} on {colour} background", 0.1),
-    ("{thing}", 0.1),
-    ("{name}", 0.05),
-)
+T = TypeVar("T")
 JITTER = 4  # largest change of a background's channel, of 255
 MARGIN = 0.5  # a larger canvas is at most this share larger, on each axis
-
-
-@dataclass(frozen=True)
-class Thing:
-    tile: Image.Image  # RGBA, cut to what is drawn
-    names: tuple[str, ...]  # most usual first
-    plural: bool = False
+LONGEST = 1.7  # side to side, of the buckets
+SMALL = 0.4  # the least size, beside the bucket's, of a picture that is enlarged
+RULES = {name: value for name, value in [*vars(scenes).items(), *list(globals().items())] if name.isupper() and len(name) > 1}
 
 
 @dataclass(frozen=True)
 class Sample:
     image: np.ndarray  # (H, W, 3) uint8
-    caption: str
+    scene: Scene
     numbers: tuple[int, int, int, int, int, int]  # original height and width, crop top and left, target height and width
-    thing: int
-    colour: int
+
+    @property
+    def caption(self) -> str:
+        return self.scene.caption
 
 
 def load_things(folder: Path) -> list[Thing]:
     """The things that scripts/emoji.py wrote: `things.json` and one RGBA picture each. Raises InputError for a broken set."""
     try:
         index = json.loads((folder / "things.json").read_text(encoding="utf-8"))
-        return [Thing(Image.open(folder / e["file"]).convert("RGBA"), tuple(e["names"]), e["plural"]) for e in index]
+        return [Thing(Image.open(folder / e["file"]).convert("RGBA"), tuple(e["names"]), e["plural"], float(e["weight"])) for e in index]
     except (OSError, ValueError, KeyError, TypeError, UnidentifiedImageError) as error:
         raise InputError(f"{folder}: not a set of things ({error}): make one with scripts/emoji.py") from error
 
 
 class Composer:
-    """Endless samples of (B, size, size) pictures from a set of things."""
+    """Endless samples from a set of things."""
 
     def __init__(self, things: Sequence[Thing], data: Data, seed: int) -> None:
         self.things, self.data, self.seed = things, data, seed
+        square = (data.size, data.size)
+        self.others = [size for size in sizes(data.size**2, data.step, LONGEST) if size != square]
 
     def sample(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, index])
-        thing, colour = int(rng.integers(len(self.things))), int(rng.integers(len(COLOURS)))
-        image, original, crop = self._picture(rng, self.things[thing], list(COLOURS.values())[colour])
-        caption = make_caption(rng, self.things[thing], list(COLOURS)[colour])
-        size = self.data.size
-        return Sample(np.asarray(image), caption, (*original, *crop, size, size), thing, colour)
+        scene, kind = draw(rng, self.things), rng.random()
+        bucket = pick(rng, self.others) if self.others and rng.random() < self.data.other_shapes else (self.data.size,) * 2
+        if scene.kind == "one" and kind < self.data.crop_share:
+            return self.window(scene, bucket, rng)
+        if scene.kind == "one" and kind < self.data.crop_share + self.data.small_share:
+            share = rng.uniform(SMALL, 1.0)
+            small = (round(bucket[0] * share), round(bucket[1] * share))
+            image = self.render(scene, small, min(small), rng).resize(bucket[::-1], Image.Resampling.BICUBIC)
+            return Sample(np.asarray(image), scene, (*small, 0, 0, *bucket))
+        return self.whole(scene, bucket, rng)
 
-    def _picture(self, rng: np.random.Generator, thing: Thing, colour: Colour) -> tuple[Image.Image, Pair, Pair]:
-        """The picture, its original size and its crop."""
-        size, kind = self.data.size, rng.random()
-        if kind < self.data.crop_share:
-            height, width = (size + int(extra) for extra in rng.integers(0, int(size * MARGIN), 2))
-            top, left = (int(rng.integers(0, side - size + 1)) for side in (height, width))
-            canvas = self._canvas(rng, thing, colour, height, width, size)
-            return canvas.crop((left, top, left + size, top + size)), (height, width), (top, left)
-        if kind < self.data.crop_share + self.data.small_share:
-            side = int(rng.integers(size // 2, size))
-            small = self._canvas(rng, thing, colour, side, side, side)
-            return small.resize((size, size), Image.Resampling.BICUBIC), (side, side), (0, 0)
-        return self._canvas(rng, thing, colour, size, size, size), (size, size), (0, 0)
+    def whole(self, scene: Scene, bucket: Size, rng: np.random.Generator) -> Sample:
+        return Sample(np.asarray(self.render(scene, bucket, min(bucket), rng)), scene, (*bucket, 0, 0, *bucket))
 
-    def _canvas(self, rng: np.random.Generator, thing: Thing, colour: Colour, height: int, width: int, unit: int) -> Image.Image:
-        """The thing somewhere on a canvas; its longer side is a share of `unit`, its place most often near the middle."""
-        background = tuple(int(c) for c in np.clip(np.add(colour, rng.integers(-JITTER, JITTER + 1, 3)), 0, 255))
-        canvas = Image.new("RGB", (width, height), background)
-        share = rng.uniform(self.data.smallest, self.data.largest) * unit / max(thing.tile.size)
-        tile = thing.tile.resize([max(1, round(side * share)) for side in thing.tile.size], Image.Resampling.BILINEAR, reducing_gap=2.0)
-        left, top = (int(rng.random(2).mean() * (free + 1)) for free in (width - tile.width, height - tile.height))
-        canvas.paste(tile, (left, top), tile)
+    def window(self, scene: Scene, bucket: Size, rng: np.random.Generator) -> Sample:
+        """Cut from a larger canvas in whose middle the thing stands."""
+        height, width = (side + int(rng.integers(0, int(side * MARGIN))) for side in bucket)
+        top, left = int(rng.integers(0, height - bucket[0] + 1)), int(rng.integers(0, width - bucket[1] + 1))
+        canvas = self.render(scene, (height, width), min(bucket), rng)
+        image = canvas.crop((left, top, left + bucket[1], top + bucket[0]))
+        return Sample(np.asarray(image), scene, (height, width, top, left, *bucket))
+
+    def render(self, scene: Scene, size: Size, unit: int, rng: np.random.Generator) -> Image.Image:
+        """The scene on a canvas of `size` (height, width); shares of a thing's size are of `unit` pixels."""
+        background = tuple(int(c) for c in np.clip(np.add(COLOURS[scene.colour], rng.integers(-JITTER, JITTER + 1, 3)), 0, 255))
+        canvas = Image.new("RGB", size[::-1], background)
+        for placed in scene.placed:
+            tile = self.things[placed.thing].tile
+            share = placed.share * unit / max(tile.size)
+            tile = tinted(tile, placed.hue) if placed.hue else tile
+            tile = tile.resize([max(1, round(side * share)) for side in tile.size], Image.Resampling.BILINEAR, reducing_gap=2.0)
+            canvas.paste(tile, (_start(placed.at[0], size[1], tile.width), _start(placed.at[1], size[0], tile.height)), tile)
         return canvas
 
 
-def make_caption(rng: np.random.Generator, thing: Thing, colour: str) -> str:
-    template = CAPTIONS[int(rng.choice(len(CAPTIONS), p=[share for _, share in CAPTIONS]))][0]
-    name = thing.names[0] if rng.random() < 0.6 else thing.names[int(rng.integers(len(thing.names)))]
-    phrase = name if thing.plural else with_article(name)
-    return template.format(thing=phrase, name=name, colour=with_article(colour), colour_name=colour)
-
-
-def with_article(name: str) -> str:
-    """ "an" before a written vowel, as in "an owl"; "unicorn" and its like begin with a spoken consonant."""
-    return f"{'an' if name[0].lower() in 'aeiou' and not name.startswith('uni') else 'a'} {name}"
+def _start(centre: float, side: int, length: int) -> int:
+    """Where a tile begins whose centre is asked for: inside, where it fits."""
+    return round(min(max(centre * side - length / 2, 0), max(side - length, 0)))
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
+
+
+class Ahead(Generic[T]):
+    """`make(k)` for k = 0, 1, ..., made by `workers` processes before it is asked for; with none of them when it is."""
+
+    def __init__(self, make: Callable[[int], T], workers: int, end: int) -> None:
+        self._make, self._workers, self._end = make, workers, end
+        self._next = -1
+        self._made: Iterator[T] = iter(())
+
+    def __call__(self, k: int) -> T:
+        if not self._workers:
+            return self._make(k)
+        if k != self._next:
+            self._made = iter(self._begun(k))
+        self._next = k + 1
+        return next(self._made)
+
+    def _begun(self, first: int) -> DataLoader[T]:
+        calls = _Calls(self._make)
+        return DataLoader(calls, batch_size=None, sampler=range(first, self._end), num_workers=self._workers, collate_fn=_same)
+
+
+class _Calls(Dataset[T]):
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, k: int) -> T:
+        return self._make(k)
+
+
+def _same(value: T) -> T:
+    return value

@@ -63,7 +63,7 @@ def metadata(family: Family) -> dict[str, str]:
         "modelspec.architecture": ARCHITECTURE,
         "modelspec.implementation": "ldm",
         "modelspec.title": family.title,
-        "modelspec.description": "Single things of Noto Color Emoji on coloured backgrounds; the layout of SDXL with smaller numbers.",
+        "modelspec.description": "Things of Noto Color Emoji on coloured backgrounds; the layout of SDXL with smaller numbers.",
         "modelspec.license": "Apache-2.0",
         "modelspec.resolution": f"{defaults.width}x{defaults.height}",
         "modelspec.prediction_type": family.prediction,

@@ -1,4 +1,4 @@
-"""AdamW, the learning rate's course, and the moving average of the weights."""
+"""How a step computes: AdamW, the learning rate's course, autocast, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ldm.train.recipe import Optim
+    from ldm.train.recipe import Optim, Precision
 
 
 def build_optimizer(module: nn.Module, numbers: Optim) -> torch.optim.AdamW:
@@ -28,6 +28,12 @@ def learning_rate(step: int, numbers: Optim) -> float:
         return numbers.lr * (step + 1) / numbers.warmup
     progress = min(1.0, (step - numbers.warmup) / max(1, numbers.steps - numbers.warmup))
     return numbers.lr * (numbers.final + (1 - numbers.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """Of matrix products and convolutions; nothing in float32."""
+    kinds = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return torch.autocast(device.type, kinds[precision] or torch.bfloat16, enabled=kinds[precision] is not None)
 
 
 class EMA:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,15 @@ def prepare(folder: Path, found: Found, vae: VAE, recipe: PicturesRecipe, seed: 
     source = hashlib.sha256(repr((fingerprint(vae.state_dict()), recipe, seed, files)).encode()).hexdigest()
     note, tensors = _kept(folder / RECORD, source) or _made(folder / RECORD, source, _encode(found.examples, vae, recipe, seed, say))
     used = [found.examples[at] for at in note["used"]]
-    skipped = [*found.skipped, *note["skipped"]]
-    _tell(skipped, len(used), found.notes, say)
-    if not used:
-        raise InputError(f"none of {len(skipped):,} pictures can be used: {skipped[0] if skipped else 'the source is empty'}")
+    skipped = tell(found, note["skipped"], len(used), say)
     scale = vae.shape.scale
     z = [tensors[f"z.{at}"].float() * scale for at in range(len(used))]
-    rows = [row for row, each in enumerate(used) for _ in range(each.repeats)]
-    return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], rows, skipped)
+    return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], repeated(used), skipped)
+
+
+def repeated(examples: Sequence[Example]) -> list[int]:
+    """The rows of one epoch."""
+    return [row for row, each in enumerate(examples) for _ in range(each.repeats)]
 
 
 def _mark(example: Example) -> tuple[object, ...]:
@@ -88,18 +89,11 @@ def _made(record: Path, source: str, made: Kept) -> Kept:
 
 def _encode(examples: Sequence[Example], vae: VAE, recipe: PicturesRecipe, seed: int, say: Say) -> Kept:
     """The latents of the pictures that can be opened; `used` are those, `skipped` a line for each of the others."""
-    buckets = sizes(recipe.size**2, recipe.step)
     tensors: dict[str, Tensor] = {}
     used: list[int] = []
     skipped: list[str] = []
     numbers: list[list[float]] = []
-    for at, example in enumerate(examples):
-        try:
-            picture = example.open().rgb
-        except (LdmError, OSError) as error:
-            skipped.append(str(error))
-            continue
-        place = fit((picture.height, picture.width), buckets, recipe.crop, np.random.default_rng([seed, 4, at]))
+    for at, picture, place in opened(examples, recipe, seed, skipped):
         tensors[f"z.{len(used)}"] = _latent(vae, cut(picture, place))
         used.append(at)
         numbers.append([float(number) for number in place.numbers])
@@ -107,6 +101,18 @@ def _encode(examples: Sequence[Example], vae: VAE, recipe: PicturesRecipe, seed:
             say(f"encoding pictures: {at}/{len(examples)}")
     tensors["numbers"] = torch.tensor(numbers, dtype=torch.float32).reshape(-1, 6)
     return {"used": used, "skipped": skipped}, tensors
+
+
+def opened(examples: Sequence[Example], recipe: PicturesRecipe, seed: int, skipped: list[str]) -> Iterator[tuple[int, Image.Image, Fit]]:
+    """Number, pixels and place of every picture that can be opened; of the others a line goes to `skipped`."""
+    buckets = sizes(recipe.size**2, recipe.step)
+    for at, example in enumerate(examples):
+        try:
+            picture = example.open().rgb
+        except (LdmError, OSError) as error:
+            skipped.append(str(error))
+            continue
+        yield at, picture, fit((picture.height, picture.width), buckets, recipe.crop, np.random.default_rng([seed, 4, at]))
 
 
 def cut(picture: Image.Image, place: Fit) -> Image.Image:
@@ -123,8 +129,10 @@ def _latent(vae: VAE, picture: Image.Image) -> Tensor:
     return vae.encode(to_tensor(np.array(picture)[None]).to(weight))[0][0].float().cpu()
 
 
-def _tell(skipped: Sequence[str], used: int, notes: Sequence[str], say: Say) -> None:
-    for note in notes:
+def tell(found: Found, broken: Sequence[str], used: int, say: Say) -> list[str]:
+    """All that is left out, the first of them said with the source's notes. Raises InputError where no picture is used."""
+    skipped = [*found.skipped, *broken]
+    for note in found.notes:
         say(note)
     if skipped:
         say(f"{len(skipped):,} of {used + len(skipped):,} pictures are left out:")
@@ -132,3 +140,6 @@ def _tell(skipped: Sequence[str], used: int, notes: Sequence[str], say: Say) -> 
             say(f"  {line}")
         if len(skipped) > SHOWN:
             say(f"  and {len(skipped) - SHOWN:,} more")
+    if not used:
+        raise InputError(f"none of {len(skipped):,} pictures can be used: {skipped[0] if skipped else 'the source is empty'}")
+    return skipped

@@ -34,12 +34,12 @@ class Optim(Numbers):
 
 @dataclass(frozen=True)
 class Data(Numbers):
-    size: int  # pixels a side
+    size: int  # pixels a side of the square bucket
+    step: int  # that a bucket's sides are multiples of
+    other_shapes: float  # share of pictures that are not square
     pictures: int  # composed and encoded for the towers and the UNet
-    smallest: float  # a thing's longer side, as a share of the picture
-    largest: float
-    crop_share: float  # of the pictures are windows of a larger canvas
-    small_share: float  # of the pictures are enlarged from a smaller one
+    crop_share: float  # of the pictures with one thing, windows of a larger canvas
+    small_share: float  # of the pictures with one thing, enlarged from a smaller one
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class UNetRecipe(Numbers):
     dropout: float  # share of captions replaced by the empty one
     weighting: Literal["none", "min-snr", "debiased"]  # of the noise levels
     gamma: float  # of min-snr
+    offset: float  # of offset noise
     optim: Optim
 
 

@@ -5,24 +5,27 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+from torch import Tensor
 
-from ldm.checkpoint.identity import UNET
+from ldm.checkpoint.leftovers import TEXT_PROJECTION
 from ldm.checkpoint.licences import carried
+from ldm.checkpoint.loading import DTYPES
 from ldm.checkpoint.lora import lora_items
 from ldm.checkpoint.safetensors import Header
 from ldm.checkpoint.writer import HASH, Item, save, tensor_items
 from ldm.errors import InputError
+from ldm.train.loop import Task, Trainer
 from ldm.train.tune import TuneRecipe, TuneTask
 
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
-    from ldm.train.loop import Limits, Trainer
+    from ldm.train.loop import Limits
     from ldm.train.recipe import LoraRecipe
     from ldm.train.sources import Found
 
@@ -34,13 +37,27 @@ KNOWN = {
 }
 
 
+class Tuning(Task, Protocol):
+    """A task on a loaded model."""
+
+    @property
+    def learns_from(self) -> list[str]:
+        """What decides the data, beside the recipe."""
+
+    def said(self) -> str:
+        """Of the data, in words."""
+
+    def official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What was trained, under the names of an official file."""
+
+
 @dataclasses.dataclass
 class Run:
     """A trainer and the model that it moves. The pipeline shows the weights as they are being trained."""
 
     pipeline: Pipeline
     recipe: TuneRecipe
-    task: TuneTask
+    task: Tuning
     trainer: Trainer
 
     @contextmanager
@@ -64,32 +81,44 @@ def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *,
 
     A state is tied to the recipe, the model and the data: it is refused under others.
     """
-    from ldm.train.loop import Trainer
-    from ldm.train.prepared import prepare
-
     states = folder / "tune"
     if any(states.glob("state-*")) and not resume:
         raise InputError(f"{states} holds a run: continue it with --resume, or give another --out")
-    data = prepare(folder, found, pipeline.vae, recipe.pictures, recipe.seed, limits.say)
-    task = TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe)
-    origin = _origin(recipe, pipeline, data.captions)
+    task = task_of(pipeline, recipe, found, folder, limits.say)
+    origin = _origin(recipe, pipeline, task.learns_from)
     trainer = Trainer(task, recipe.optim, states, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
     resumed = resume and trainer.resume()
-    count = sum(parameter.numel() for parameter in task.module.parameters())
+    count = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
     where = f"resumed at step {trainer.step}" if resumed else "from step 0"
-    limits.say(f"{recipe.train}: {count:,} values, {len(data.z):,} pictures in {len(set(data.buckets()))} buckets, {where}")
+    limits.say(f"{recipe.train}: {count:,} values, {task.said()}, {where}")
     return Run(pipeline, recipe, task, trainer)
 
 
-def _origin(recipe: TuneRecipe, pipeline: Pipeline, captions: list[str]) -> str:
-    """What decides every step: the recipe but for the names of files, the model, the captions."""
+def task_of(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, say: Callable[[str], None]) -> Tuning:
+    """What the recipe trains; latents and features are kept in `folder`."""
+    from ldm.train.prepared import prepare
+
+    if recipe.vae is not None:
+        from ldm.train.reconstructing import WindowsTask
+
+        return WindowsTask(pipeline.family, pipeline.vae, found, recipe, recipe.vae, say)
+    data = prepare(folder, found, pipeline.vae, recipe.pictures, recipe.seed, say)
+    if recipe.train == "towers":
+        from ldm.train.matching import MatchingTask
+
+        return MatchingTask(pipeline.family, pipeline.towers, data, recipe)
+    return TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe)
+
+
+def _origin(recipe: TuneRecipe, pipeline: Pipeline, learns_from: list[str]) -> str:
+    """What decides every step: the recipe but for the names of files, the model, the captions or the pictures."""
     said = dataclasses.asdict(recipe) | {"model": None, "data": None}
-    text = json.dumps([said, pipeline.source, captions], sort_keys=True)
+    text = json.dumps([said, pipeline.source, learns_from], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str:
-    """The moving average as a file that other programs load: a LoRA in kohya's layout, or the model with another UNet.
+    """The moving average as a file that other programs load: a LoRA in kohya's layout, or the model with what was trained in its place.
 
     Everything else of the model stands in the new file as it does in `base`. The line says what was written.
     Raises InputError where `path` exists and `overwrite` is false.
@@ -97,13 +126,21 @@ def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str
     from ldm.train.adapting import pairs
 
     mean, lora = run.trainer.ema.mean, run.recipe.lora
-    if lora is not None:
-        items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, lora)
+    if lora is not None and isinstance(run.task, TuneTask):
+        items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, run.task, lora)
     else:
-        kept = [_copied(base, name) for name in base.tensors if not name.startswith(UNET)]
-        items, said = [*kept, *tensor_items({UNET + name: value for name, value in mean.items()}, torch.float16)], model_metadata(run, base)
+        items, said = list(_replaced(base, run.task.official(mean))), model_metadata(run, base)
     save(path, items, {**said, **carried([base])}, overwrite=overwrite, digest=True)
     return f"{path}: {path.stat().st_size / 2**20:.1f} MiB, step {run.trainer.step}"
+
+
+def _replaced(base: Header, new: Mapping[str, Tensor]) -> Iterator[Item]:
+    """The tensors of `base`, those of `new` in the place of theirs and in their dtype."""
+    spellings = {name + ending: name for name in new for ending in TEXT_PROJECTION}
+    there = {spellings.get(name, name): entry for name, entry in base.tensors.items()}
+    for name, value in new.items():
+        yield from tensor_items({name: value}, DTYPES[there[name].dtype])
+    yield from (_copied(base, name) for name in base.tensors if spellings.get(name, name) not in new)
 
 
 def _copied(base: Header, name: str) -> Item:
@@ -125,14 +162,14 @@ def model_metadata(run: Run, base: Header) -> dict[str, str]:
     return {"format": "pt", **told, "modelspec.title": f"{base.path.stem} tuned", "modelspec.description": how}
 
 
-def lora_metadata(run: Run, lora: LoraRecipe) -> dict[str, str]:
+def lora_metadata(run: Run, task: TuneTask, lora: LoraRecipe) -> dict[str, str]:
     """What other programs read of a LoRA: kohya's `ss_*` and ModelSpec 1.0.1. Source: sd-scripts `library/train_util.py`."""
     recipe = run.recipe
     family = run.pipeline.family
     spec, version = KNOWN.get(family.name, (family.name, family.name))
     tags: dict[str, int] = {}
-    for row in run.task.data.rows:
-        for tag in run.task.data.captions[row].split(","):
+    for row in task.data.rows:
+        for tag in task.data.captions[row].split(","):
             tags[tag.strip()] = tags.get(tag.strip(), 0) + 1
     size = recipe.pictures.size
     return {
@@ -149,7 +186,7 @@ def lora_metadata(run: Run, lora: LoraRecipe) -> dict[str, str]:
         "ss_seed": str(recipe.seed),
         "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision],
         "ss_noise_offset": str(recipe.noise.offset),
-        "ss_num_train_images": str(len(run.task.data.rows)),
+        "ss_num_train_images": str(len(task.data.rows)),
         "ss_resolution": f"({size}, {size})",
         "ss_tag_frequency": json.dumps({"pictures": tags}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",

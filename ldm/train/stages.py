@@ -1,44 +1,60 @@
-"""The stages in their order, each built on what the one before it left in the run's folder."""
+"""The stages of a new model in their order, each built on what the one before it left in the run's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from ldm.diffusion.schedules import SigmaTable
 from ldm.errors import InputError
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, load_family
+from ldm.models.unet import UNet
 from ldm.models.vae import VAE
-from ldm.text.prompt import chunks
-from ldm.text.tokenizer import encode, padded
-from ldm.train.cache import PICTURES, Features, Pictures, features, pictures
+from ldm.train.cache import PICTURES, Pictures, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train
-from ldm.train.recipe import Optim, Recipe
 from ldm.train.state import load_mean, part
-from ldm.train.towers import TowersTask
-from ldm.train.unet import UNetTask
-from ldm.train.vae import VAETask
+from ldm.train.towers import Matcher, TowersTask
+from ldm.train.towers import initialise as start_tower
+from ldm.train.vae import initialise as start_vae
+from ldm.train.vae import vae_task
 
-FEATURES = "features.safetensors"
+if TYPE_CHECKING:
+    from ldm.pipeline import Pipeline
+    from ldm.train.recipe import Optim, Recipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a stage is trained, and from what."""
+
+    device: torch.device
+    warm: Pipeline | None = None  # a model of the same family whose weights are the first ones
+
+    @property
+    def workers(self) -> int:
+        """Processes that compose pictures: on a CPU the training itself needs the cores."""
+        return min(os.cpu_count() or 1, 16) if self.device.type == "cuda" else 0
 
 
 def run_stage(stage: str, recipe: Recipe, composer: Composer, out: Path, *, resume: bool, limits: Limits) -> int:
-    """Train `stage` and return the step reached; see `stage_trainer`."""
+    """Train `stage` on the CPU from nothing, and return the step reached; see `stage_trainer`."""
     return train(stage_trainer(stage, recipe, composer, out, resume=resume, limits=limits), limits)
 
 
-def stage_trainer(stage: str, recipe: Recipe, composer: Composer, out: Path, *, resume: bool, limits: Limits) -> Trainer:
+def stage_trainer(
+    stage: str, recipe: Recipe, composer: Composer, out: Path, *, resume: bool, limits: Limits, place: Place | None = None
+) -> Trainer:
     """What trains `stage`. Raises InputError when a run is already there and `resume` is not asked for."""
     if any((out / stage).glob("state-*")) and not resume:
         raise InputError(f"{out / stage} holds a run: continue it with --resume, or give another --out")
-    task, numbers = Stages(recipe, composer, out, limits.say).task(stage)
+    task, numbers = Stages(recipe, composer, out, limits.say, place or Place(torch.device("cpu"))).task(stage)
     trainer = Trainer(task, numbers, out / stage, limits.say, shard=limits.shard)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters())
@@ -58,41 +74,59 @@ class Stages:
     composer: Composer
     out: Path
     say: Callable[[str], None]
+    place: Place
 
     def task(self, stage: str) -> tuple[Task, Optim]:
+        torch.manual_seed(self.recipe.seed)
         if stage == "vae":
-            return VAETask(self.family.vae, self.composer, self.recipe), self.recipe.vae.optim
+            return vae_task(self.first_vae(), self.composer, self.recipe, self.place.workers), self.recipe.vae.optim
         if stage == "towers":
-            return TowersTask(self.family.towers, self.pictures, self.ids, self.recipe), self.recipe.towers.optim
+            return TowersTask(self.first_matcher(), self.pictures, self.recipe), self.recipe.towers.optim
         if stage == "unet":
-            sigmas = SigmaTable("float64").sigmas
-            return UNetTask(self.family, self.pictures, self.features, sigmas, self.recipe), self.recipe.unet.optim
+            from ldm.train.unet import unet_task
+
+            return unet_task(self.family, self.first_unet(), self.towers, self.pictures, self.recipe), self.recipe.unet.optim
         raise InputError(f"unknown stage {stage!r}: the stages are vae, towers and unet")
 
     @cached_property
     def family(self) -> Family:
         return load_family(self.recipe.family)
 
+    def first_vae(self) -> VAE:
+        module = VAE(self.family.vae)
+        if self.place.warm:
+            module.load_state_dict(self.place.warm.vae.state_dict())
+        else:
+            start_vae(module)
+        return module.to(self.place.device)
+
+    def first_matcher(self) -> Matcher:
+        towers = [start_tower(CLIPText(shape)) for shape in self.family.towers]
+        for mine, theirs in zip(towers, self.place.warm.towers if self.place.warm else (), strict=False):
+            mine.load_state_dict(theirs.state_dict())
+        return Matcher(towers, self.family.vae.z_channels).to(self.place.device)
+
+    def first_unet(self) -> UNet:
+        from ldm.train.unet import initialise as start_unet
+
+        module = UNet(self.family.unet)
+        if self.place.warm:
+            module.load_state_dict(self.place.warm.unet.state_dict())
+        else:
+            start_unet(module)
+        return module.to(self.place.device)
+
     @cached_property
     def pictures(self) -> Pictures:
         vae = VAE(self.family.vae)
         vae.load_state_dict(load_mean(self.out / "vae"))
-        return pictures(self.out / PICTURES, self.composer, vae, self.recipe.precision, self.say)
+        workers = self.place.workers or (os.cpu_count() or 1)
+        return pictures(self.out / PICTURES, self.composer, vae.to(self.place.device), self.recipe.precision, workers, self.say)
 
     @cached_property
-    def ids(self) -> list[Tensor]:
-        """Token ids of all captions, (C, 77) a tower: the towers differ in their padding."""
-        return [caption_ids(self.pictures.captions, shape.pad_token) for shape in self.family.towers]
-
-    @cached_property
-    def features(self) -> Features:
+    def towers(self) -> list[CLIPText]:
         mean = load_mean(self.out / "towers")
         towers = [CLIPText(shape) for shape in self.family.towers]
         for i, tower in enumerate(towers):
             tower.load_state_dict(part(mean, f"towers.{i}."))
-        return features(self.out / FEATURES, towers, self.ids, self.pictures.captions, self.say)
-
-
-def caption_ids(captions: Sequence[str], pad: int) -> Tensor:
-    """(C, 77) token ids: start, at most 75 of the caption's, end, padding."""
-    return torch.tensor([padded(chunks(encode(caption), "cut")[0], pad) for caption in captions])
+        return [tower.to(self.place.device).requires_grad_(False) for tower in towers]

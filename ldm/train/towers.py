@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ldm.models.clip import CLIPText, Embeddings, TextOutput
-from ldm.train.draws import order
+from ldm.models.clip import CLIPText, TextOutput
+from ldm.text.prompt import chunks
+from ldm.text.tokenizer import encode, padded
+from ldm.train.fitting import Batches
 from ldm.train.losses import contrastive_loss
+from ldm.train.optim import autocast
 
 if TYPE_CHECKING:
-    from ldm.models.shapes import TowerShape
     from ldm.train.cache import Pictures
     from ldm.train.recipe import Recipe
 
@@ -36,29 +38,32 @@ class PictureEncoder(nn.Sequential):
 class Matcher(nn.Module):
     """Pictures and captions in one space, one space a tower; towers without a projection borrow one for the training."""
 
-    def __init__(self, shapes: Sequence[TowerShape], channels: int) -> None:
+    def __init__(self, towers: Sequence[CLIPText], channels: int) -> None:
         super().__init__()
+        shapes = [tower.shape for tower in towers]
         self.widths = [shape.projection or shape.width for shape in shapes]
-        self.towers = nn.ModuleList(CLIPText(shape) for shape in shapes)
+        self.towers = nn.ModuleList(towers)
         self.picture = PictureEncoder(channels, sum(self.widths))
         self.heads = nn.ModuleList(nn.Identity() if s.projection else nn.Linear(s.width, s.width, bias=False) for s in shapes)
         self.logit_scale = nn.Parameter(torch.full((len(shapes),), math.log(1 / 0.07)))
-        for tower in self.texts():
-            initialise(tower.text_model.embeddings)
 
     def texts(self) -> list[CLIPText]:
         return [tower for tower in self.towers if isinstance(tower, CLIPText)]
 
-    def forward(self, z: Tensor, ids: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Features of latents (B, 4, h, w) and of ids (B, 77), each a list by tower of (B, D)."""
-        captions = [head(pooled(tower, part)) for head, tower, part in zip(self.heads, self.texts(), ids, strict=True)]
-        return list(self.picture(z).split(self.widths, dim=-1)), captions
+    def pictures(self, z: Tensor) -> list[Tensor]:
+        """Features of latents (B, 4, h, w), by tower (B, D)."""
+        return list(self.picture(z).split(self.widths, dim=-1))
+
+    def captions(self, ids: Sequence[Tensor]) -> list[Tensor]:
+        """Features of token ids (B, 77), by tower (B, D)."""
+        return [head(pooled(tower, part)) for head, tower, part in zip(self.heads, self.texts(), ids, strict=True)]
 
 
-def initialise(embeddings: Embeddings) -> None:
+def initialise(tower: CLIPText) -> CLIPText:
     """Larger than CLIP's 0.02: narrow towers learn faster so. Rows of words that never occur stay as they are."""
-    nn.init.normal_(embeddings.token_embedding.weight, std=0.5)
-    nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+    nn.init.normal_(tower.text_model.embeddings.token_embedding.weight, std=0.5)
+    nn.init.normal_(tower.text_model.embeddings.position_embedding.weight, std=0.1)
+    return tower
 
 
 def pooled(tower: CLIPText, ids: Tensor) -> Tensor:
@@ -70,21 +75,33 @@ def pooled(tower: CLIPText, ids: Tensor) -> Tensor:
 class TowersTask:
     """The mean over the towers of the contrastive loss."""
 
-    def __init__(self, shapes: Sequence[TowerShape], pictures: Pictures, ids: Sequence[Tensor], recipe: Recipe) -> None:
-        torch.manual_seed(recipe.seed)
-        self.module = Matcher(shapes, pictures.z.shape[1])
-        self.shapes, self.pictures, self.ids, self.recipe = shapes, pictures, ids, recipe
+    def __init__(self, module: Matcher, pictures: Pictures, recipe: Recipe) -> None:
+        self.module, self.pictures, self.recipe = module, pictures, recipe
+        self.scale = pictures.scale
+        self.ids = [encode(caption) for caption in pictures.captions]
+        self.batches = Batches(pictures.buckets(), recipe.towers.optim.batch, recipe.seed)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        rows = order(self.recipe.seed, step, self.recipe.towers.optim.batch, len(self.pictures.z))
-        caption = self.pictures.caption[rows].long()
-        ids = [shortened(part[caption], shape.vocab - 1) for part, shape in zip(self.ids, self.shapes, strict=True)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            images, texts = self.module(self.pictures.z[rows] * self.pictures.scale, ids)
-        scale = self.module.logit_scale.clamp(max=SCALE_LIMIT).exp()
-        losses = [contrastive_loss(image, text, scale[i]) for i, (image, text) in enumerate(zip(images, texts, strict=True))]
-        agree = (images[-1].float() @ nn.functional.normalize(texts[-1].float(), dim=-1).T).argmax(1) == torch.arange(len(rows))
-        return torch.stack(losses).mean(), {"agree": float(agree.float().mean())}
+        rows, device = self.batches.rows(step), self.module.logit_scale.device
+        z = torch.stack([self.pictures.z[row] for row in rows]).float().to(device) * self.scale
+        ids = [self._ids(rows, tower).to(device) for tower in self.module.texts()]
+        with autocast(device, self.recipe.precision):
+            features = self.module.pictures(z), self.module.captions(ids)
+        return agreement(*features, self.module.logit_scale)
+
+    def _ids(self, rows: Sequence[int], tower: CLIPText) -> Tensor:
+        """(B, length of the longest): start, at most 75 of the caption's, end, the tower's padding."""
+        ids = torch.tensor([padded(chunks(self.ids[row], "cut")[0], tower.shape.pad_token) for row in rows])
+        return shortened(ids, tower.shape.vocab - 1)
+
+
+def agreement(pictures: Sequence[Tensor], captions: Sequence[Tensor], logit_scale: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The mean of the towers' losses; "agree": the share of pictures to which their own caption is the nearest, by the last tower."""
+    scales = logit_scale.clamp(max=SCALE_LIMIT).exp()
+    losses = [contrastive_loss(*each) for each in zip(pictures, captions, scales, strict=True)]
+    nearest = (pictures[-1].float() @ nn.functional.normalize(captions[-1].float(), dim=-1).T).argmax(1)
+    own = torch.arange(len(nearest), device=nearest.device)
+    return torch.stack(losses).mean(), {"agree": float((nearest == own).float().mean())}
 
 
 def shortened(ids: Tensor, end: int) -> Tensor:

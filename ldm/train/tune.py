@@ -1,8 +1,11 @@
-"""Training of a model's noise predictor, or of a LoRA of it, on pictures with captions: any family that the engine loads."""
+"""Training on one's own pictures with captions, of any family that the engine loads: the recipe, and the noise predictor or a LoRA of it.
+
+`reconstructing` has the VAE, `matching` the text towers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.checkpoint.identity import UNET
 from ldm.diffusion.schedules import SigmaTable
 from ldm.errors import InputError
 from ldm.models.shapes import Family, Numbers
@@ -21,6 +25,7 @@ from ldm.train.draws import generator
 from ldm.train.fitting import Batches
 from ldm.train.losses import Weighting, diffusion_loss, level_weight, noised, target
 from ldm.train.noising import Noising
+from ldm.train.optim import autocast
 from ldm.train.recipe import LoraRecipe, Optim, PicturesRecipe, Precision, read_recipe
 
 if TYPE_CHECKING:
@@ -41,14 +46,37 @@ class LossRecipe(Numbers):
         self._require(0 <= self.dropout <= 1, "dropout", "expected 0 to 1")
 
 
-PLAIN, SQUARE = Noising(), LossRecipe()
+@dataclass(frozen=True)
+class WindowsRecipe(Numbers):
+    """What a VAE is trained on, and by: L1 + `gradient` times that of neighbours' differences + `kl` times the KL divergence."""
+
+    crop: int  # pixels a side of the windows of pictures
+    gradient: float = 1.0
+    kl: float = 0.0005  # of the mean over all latents
+    part: Literal["all", "decoder"] = "all"  # the decoder alone: latents, and with them the UNet, stay what they are
+
+    def __post_init__(self) -> None:
+        self._ranges(8, 4096, "crop")
+        self._require(0 <= self.gradient <= 1000, "gradient", "expected 0 to 1000")
+        self._require(0 <= self.kl <= 1000, "kl", "expected 0 to 1000")
+
+
+@dataclass(frozen=True)
+class TowersRecipe(Numbers):
+    alone: int = 0  # batches in which the picture encoder, which begins from nothing, learns alone
+
+    def __post_init__(self) -> None:
+        self._ranges(0, 10**9, "alone")
+
+
+PLAIN, SQUARE, TOGETHER = Noising(), LossRecipe(), TowersRecipe()
 
 
 @dataclass(frozen=True)
 class TuneRecipe(Numbers):
     """A run of `ldm train` on one's own pictures."""
 
-    train: Literal["unet", "lora"]
+    train: Literal["unet", "lora", "vae", "towers"]
     seed: int
     precision: Precision  # of the matrix products and convolutions; weights, losses and the optimiser are float32
     pictures: PicturesRecipe
@@ -58,11 +86,20 @@ class TuneRecipe(Numbers):
     noise: Noising = PLAIN
     loss: LossRecipe = SQUARE
     lora: LoraRecipe | None = None
+    vae: WindowsRecipe | None = None
+    towers: TowersRecipe = TOGETHER
     checkpointing: bool = False  # blocks are computed again on the way back: less memory, a third more time
     zero_terminal: bool = False  # noise levels that end in noise alone; of v-prediction
 
     def __post_init__(self) -> None:
-        self._require((self.lora is not None) == (self.train == "lora"), "train", "expected a table [lora] with lora, and none with unet")
+        for table in ("lora", "vae"):
+            rule = f"expected a table [{table}] with {table!r}, and with nothing else"
+            self._require((getattr(self, table) is not None) == (self.train == table), "train", rule)
+        predicting = ("noise", "loss", "checkpointing", "zero_terminal")
+        foreign = ("towers", *predicting) if self.train == "vae" else predicting if self.train == "towers" else ("towers",)
+        for key in foreign:
+            self._require(getattr(self, key) == self._defaults()[key], key, f"expected none with train = {self.train!r}")
+        self._require(self.train != "towers" or self.optim.batch > 1, "optim", "expected a batch above 1: captions are told apart in it")
 
 
 def load_tuning(path: Path) -> TuneRecipe:
@@ -107,6 +144,18 @@ class TuneTask:
         plain = (predicted.detach().float() - wanted).square().mean()
         return diffusion_loss(predicted, wanted, weight, settings.huber), {"mse": float(plain)}
 
+    @property
+    def learns_from(self) -> list[str]:
+        """What decides the data, beside the recipe."""
+        return self.data.captions
+
+    def said(self) -> str:
+        return f"{len(self.data.z):,} pictures in {len(set(self.data.buckets()))} buckets"
+
+    def official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The UNet, under the names of an official file."""
+        return {UNET + name: value for name, value in state.items()}
+
     def _vector(self, pooled: Tensor | None, rows: Sequence[int]) -> Tensor | None:
         """(B, V): the pooled words, then each number's Fourier features, in the family's order."""
         if pooled is None or not self.family.unet.vector_dim:
@@ -123,11 +172,8 @@ def check(family: Family, recipe: TuneRecipe) -> None:
         raise InputError("zero_terminal with a model that predicts epsilon: at its last step there is nothing to learn: leave it out")
     if recipe.pictures.step % family.downscale:
         raise InputError(f"pictures.step {recipe.pictures.step} is no multiple of the model's {family.downscale}: give one that is")
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    kinds = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return torch.autocast(device.type, kinds[precision] or torch.bfloat16, enabled=kinds[precision] is not None)
+    if recipe.vae is not None and recipe.vae.crop % family.downscale:
+        raise InputError(f"vae.crop {recipe.vae.crop} is no multiple of the model's {family.downscale}: give one that is")
 
 
 def compute_again(unet: UNet) -> None:

@@ -168,6 +168,10 @@ def geglu_fp8(h: Tensor, weight: Tensor, bias: Tensor) -> Any:
     return public.geglu_fp8(public.quantise_rows(h), kept(weight), bias, h.dtype)
 
 
+def geglu_fp8_key(h: Tensor, weight: Tensor, bias: Tensor) -> str:
+    return f"{len(h)} {len(weight)} {h.shape[1]}"
+
+
 @lru_cache(maxsize=1)
 def kept(weight: Tensor) -> Any:
     """The quantised weight, once for each: tensors are told apart by identity."""

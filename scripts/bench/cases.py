@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from scripts.bench import operations, pictures, processes, rows, shapes
+from scripts.bench import operations, pictures, processes, rows, shapes, training
 from scripts.bench.bench import Bench
 
 Run = Callable[[Bench], dict[str, Any]]
@@ -82,8 +82,17 @@ PROCESSES = [
     _gpu("memory-4", "1024x1024 under --max-memory 4GiB", 120, partial(processes.memory, side=1024, limit=4)),
     Case("memory-8", "512x512 under --max-memory 8GiB", {"cpu": 300}, partial(processes.memory, side=512, limit=8)),
 ]
+TRAINING = [
+    Case(
+        name,
+        f"training step, SDXL's UNet at a quarter of its widths, {training.PIXELS}x{training.PIXELS}, batch {training.BATCH}, {kind}",
+        {"cpu": 240, "cuda": 90},
+        partial(training.train, precision=kind),
+    )
+    for name, kind in (("train", "float32"), ("train-bf16", "bfloat16"))
+]
 OPERATIONS = [_gpu(f"op-{name}", op.what, 40, partial(operations.measure, name=name)) for name, op in shapes.OPS.items()]
-CASES = {case.name: case for case in [*CEILINGS, *STEPS, *DECODERS, *OPERATIONS, *PICTURES, *PROCESSES]}
+CASES = {case.name: case for case in [*CEILINGS, *STEPS, *DECODERS, *OPERATIONS, *PICTURES, *PROCESSES, *TRAINING]}
 
 
 def of(device: str, *, small: bool, compiled: bool = True) -> list[str]:

@@ -99,6 +99,7 @@ GOALS = [
     Goal("CPU: guided step, 512x512, float32, of diffusers eager", ratio("step-512"), 0.95, 0.88, "", "cpu"),
     Goal("CPU: guided step, 256x256, float32, of diffusers eager", ratio("step-256"), 0.88, 0.75, "", "cpu"),
     Goal("CPU: guided step, 512x512, int8, of diffusers eager", ratio("step-512-int8", side="ldm int8"), 0.70, 0.50, "", "cpu"),
+    Goal("CPU: training step, float32, of diffusers' UNet", ratio("train"), 1.05, 0.95, "", "cpu"),
     Goal("CPU: model in the box, 128x128, 20 steps, command to file", seconds("box"), 6, 3.5, "s", "cpu"),
 ]
 

@@ -14,7 +14,7 @@ from scripts.bench import goals, records
 
 DOCS = Path(__file__).parents[2] / "docs"
 DATA, PAGE = DOCS / "benchmarks.json", DOCS / "benchmarks.md"
-HEAD = ("row", "tier", "side", "median", "p10 to p90", "A/A", "ldm of it", "MFU", "error")
+HEAD = ("row", "tier", "side", "median", "p10 to p90", "A/A", "ldm of it", "MFU", "error", "GiB")
 OPERATIONS = ("operation", "shape", "implementation", "median", "rate", "bytes", "error", "why not")
 WIDEST = 60  # letters of a cell in a terminal
 NOT = "not measured"
@@ -51,14 +51,22 @@ def peak(record: Mapping[str, Any]) -> float | None:
 def lines_of(name: str, row: Row, ceiling: float | None) -> Iterator[tuple[str, ...]]:
     """A line a side; one that says why where there is none."""
     if row["state"] != "measured":
-        yield (name, row["tier"], f"{row['state']}: {row.get('why', '')}", *[""] * 5, errors(row))
+        yield (name, row["tier"], f"{row['state']}: {row.get('why', '')}", *[""] * 5, errors(row), "")
     elif "sides" not in row:
-        yield (name, row["tier"], single(row), *[""] * 6)
+        yield (name, row["tier"], single(row), *[""] * 7)
     first = next(iter(row.get("sides", {}).values()), None)
     for side, found in row.get("sides", {}).items() if row["state"] == "measured" else ():
         ratio = f"{first['median'] / found['median']:.2f}" if found is not first and "gate" in row else ""
         span = f"{time(found['p10'])} to {time(found['p90'])}"
-        cells = (time(found["median"]), span, f"{found['itself']:.2f}", ratio, share(row, found, ceiling), error_of(row, side))
+        cells = (
+            time(found["median"]),
+            span,
+            f"{found['itself']:.2f}",
+            ratio,
+            share(row, found, ceiling),
+            error_of(row, side),
+            gib(row, side),
+        )
         yield (name if found is first else "", row["tier"] if found is first else "", side, *cells)
 
 
@@ -89,6 +97,11 @@ def share(row: Row, side: Row, ceiling: float | None) -> str:
 def error_of(row: Row, side: str) -> str:
     found = row.get("gate", {}).get("errors", {}).get(side)
     return "" if found is None else f"{float(found):.0e}"
+
+
+def gib(row: Row, side: str) -> str:
+    found = row.get("gib", {}).get(side)
+    return "" if found is None else f"{found:.2f}"
 
 
 def errors(row: Row) -> str:

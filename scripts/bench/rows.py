@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm import ops
+from ldm.models.shapes import Family
 from ldm.runtime import autoencoding
 from scripts.bench import ceilings, engines, measures
 from scripts.bench.bench import Bench
@@ -25,8 +26,8 @@ Row = dict[str, Any]
 class Inputs:
     """What a step reads, in float32: x of `batch` pictures and two rows of conditioning, or one."""
 
-    def __init__(self, bench: Bench, side: int, batch: int, *, guided: bool = True) -> None:
-        family, rows = bench.family, 2 if guided else 1
+    def __init__(self, bench: Bench, side: int, batch: int, *, guided: bool = True, family: Family | None = None) -> None:
+        family, rows = family or bench.family, 2 if guided else 1
         generator = torch.Generator().manual_seed(SEED)
         latent, width = side // family.downscale, family.unet.context_dim
         self.x = torch.randn(rows * batch, family.unet.in_channels, latent, latent, generator=generator)

@@ -115,8 +115,9 @@ OPS: dict[str, Op] = {
         calls.geglu_work,
         calls.geglu_fp8,
         {},
-        name="fp8 geglu",
+        name="fp8_geglu",
         names=lambda *inputs: ("vendor", "triton"),
+        key=calls.geglu_fp8_key,
         limit=REDUCED,
     ),
     "conv": Op(

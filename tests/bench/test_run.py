@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import time
 import tomllib
 from collections.abc import Callable
@@ -15,10 +16,12 @@ import numpy as np
 import pytest
 import torch
 
+from ldm import ops
 from ldm.errors import InputError
 from ldm.models.shapes import load_family
+from ldm.ops import choice, fp8, geglu
 from scripts import bench
-from scripts.bench import ceilings, conduct, engines, measures, operations, page, pictures, records, rows, tuning, working
+from scripts.bench import ceilings, conduct, engines, measures, operations, page, pictures, records, rows, shapes, training, tuning, working
 from scripts.bench.bench import Bench
 from scripts.bench.cases import CASES, Case
 
@@ -95,6 +98,29 @@ def test_in_half_precision_the_judge_is_float32_and_the_plain_path_the_measure(m
         assert row["state"] == "measured" and limits == {"ldm": 2 * errors["plain path"]} and 1e-3 < errors["ldm"] <= limits["ldm"] < 0.1
     table = {line["name"]: line["error"] for line in operations.measure(made, "attention")["table"]}
     assert 1e-4 < table["ldm"] <= 2 * table["plain"]
+
+
+def test_a_training_step_is_right_before_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same gradient as diffusers', in a process of its own too; a wrong one is not timed."""
+    made, side = Bench(CPU, small=True, folder=tmp_path), training.Side("ldm", "float32", Bench(CPU, small=True))
+    with training.Process("ldm", "float32", made) as process:
+        found = process.gradients()
+        assert set(found) == {"own", "judge"} and torch.equal(found["own"], side.gradient())
+        process.step()
+        assert process.gib() > 0
+    first = {name: value.clone() for name, value in side.network.named_parameters()}
+    side.step()
+    assert not any(torch.equal(value, first[name]) for name, value in side.network.named_parameters() if value.dim() > 1)
+    monkeypatch.setattr(engines, "has_diffusers", lambda: False)
+    monkeypatch.setattr(training.Side, "gradients", lambda self: {"own": torch.ones(3), "judge": torch.ones(3) + 1e-3})
+    row = training.train(made, "float32")
+    assert row["state"] == "void" and "sides" not in row and set(row["gib"]) == {"ldm"}
+
+
+def test_a_process_of_a_side_that_ends_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match="ended with 1"), training.Process("ldm", "float32", Bench(CPU, small=True, folder=tmp_path)):
+        pass
 
 
 def fakes(monkeypatch: pytest.MonkeyPatch, **runs: Callable[[Any], dict[str, Any]]) -> None:
@@ -174,6 +200,37 @@ def test_a_record_of_another_machine_is_not_added_to(tmp_path: Path, capsys: pyt
     file.write_text("[]")
     assert conduct.run(options(file)) == 2 and "no record" in capsys.readouterr().err
     assert conduct.run(options(file, "--only", "stepp-512")) == 2 and "step-512" in capsys.readouterr().err
+
+
+class Asked(Exception):
+    """What an operation asks the tables for."""
+
+
+@pytest.mark.parametrize("word", [word for word, op in shapes.OPS.items() if op.name is not None])
+def test_what_is_tuned_is_what_the_operation_asks_for(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, and by the shape in its words: a table of other words is never read."""
+
+    def chosen(op: str, shape: str, device: object, default: str) -> str:
+        raise Asked(op, shape)
+
+    op = shapes.OPS[word]
+    inputs = op.inputs(op.small, lambda *shape, scale=1.0: torch.ones(*shape, dtype=torch.bfloat16))
+    monkeypatch.setattr(ops, "fast", lambda *tensors: True)
+    monkeypatch.setattr(fp8, "quantise_triton", fp8.quantise_reference)
+    monkeypatch.setattr(geglu, "default", lambda device: "plain")
+    monkeypatch.setattr(choice, "chosen", chosen)
+    assert op.public is not None
+    with pytest.raises(Asked) as caught:
+        op.public(*inputs)
+    assert caught.value.args == (op.name, op.key(*inputs) if op.key else " ".join(map(str, op.small)))
+
+
+def test_one_name_serves_all_shapes_of_a_key() -> None:
+    """The text's keys are as many at 1024 queries as at 4096: the least time of both counts, and what fails at one is out."""
+    times = [("a", 5.0, True), ("b", 3.5, True), ("c", 0.5, True), ("a", 1.0, True), ("b", 2.0, True), ("c", 0.5, False)]
+    lines = [{"key": "cross 77 64", "name": f"ldm {name}", "met": met} | ({"us": us} if met else {}) for name, us, met in times]
+    assert tuning.fastest(lines) == {"cross 77 64": "b"}
+    assert tuning.fastest(lines[-1:]) == {}
 
 
 def test_the_fastest_that_is_right_is_kept_a_shape(tmp_path: Path) -> None:

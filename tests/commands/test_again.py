@@ -118,6 +118,15 @@ def test_any_prompt_makes_the_same_picture_again(suffix: str, capsys: pytest.Cap
     assert notes(capsys) == []
 
 
+def test_the_vae_s_dtype_is_its_own_and_comes_again() -> None:
+    assert main(["sample", "-p", "a star", "-o", "plain.png", *QUICK]) == 0
+    assert main(["sample", "-p", "a star", "-o", "half.png", "--vae-dtype", "bf16", *QUICK]) == 0
+    assert main(["sample", "--from-image", "half.png", "-o", "again.png"]) == 0
+    plain, half, again = (native.read(pictures.read(Path(f"{name}.png")).texts[native.KEY]) for name in ("plain", "half", "again"))
+    assert (plain.dtype, plain.vae_dtype, half.dtype, half.vae_dtype) == ("float32", "float32", "float32", "bfloat16")
+    assert again == half and Path("again.png").read_bytes() == Path("half.png").read_bytes() != Path("plain.png").read_bytes()
+
+
 def test_what_a_jpeg_cannot_hold_is_said_and_makes_the_picture_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sample", "-p", "a" + " " * 40_000 + "cat", "-o", "one.jpg", *QUICK]) == 0
     assert "one.jpg: a JPEG cannot hold parameters of 40" in capsys.readouterr().err

@@ -13,9 +13,11 @@ from PIL import Image, ImageDraw
 from ldm.models.shapes import Family, load_family
 from ldm.resources import configs
 from ldm.train import stages
-from ldm.train.cache import Features, Pictures
-from ldm.train.data import Composer, Thing
+from ldm.train.cache import Pictures
+from ldm.train.data import Composer
+from ldm.train.loop import Limits
 from ldm.train.recipe import Recipe, load_recipe
+from ldm.train.scenes import Thing
 
 SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
     "circle": lambda draw: draw.ellipse((2, 2, 38, 38), (230, 200, 40, 255)),
@@ -34,17 +36,12 @@ def changed(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def made_pictures(count: int = 10) -> Pictures:
-    """Latents of noise and numbers of all sizes, with three captions."""
+    """Latents of noise in two buckets and numbers of all sizes, with three captions."""
     random = torch.Generator().manual_seed(5)
-    z, numbers = torch.randn(count, 4, 4, 4, generator=random), torch.randint(0, 200, (count, 6), generator=random, dtype=torch.int32)
-    return Pictures(z, numbers, torch.arange(count, dtype=torch.int32) % 3, ["", "one", "two"])
-
-
-def made_features(family: Family) -> Features:
-    """Features of three captions."""
-    random = torch.Generator().manual_seed(6)
-    context = torch.randn(3, 77, family.unet.context_dim, generator=random).half()
-    return Features(context, torch.randn(3, family.towers[-1].projection, generator=random))
+    numbers = torch.randint(0, 200, (count, 6), generator=random, dtype=torch.int32)
+    numbers[:, 4:] = torch.tensor([[32, 32], [16, 48]] * count, dtype=torch.int32)[:count]
+    z = [torch.randn(4, height // 8, width // 8, generator=random) for height, width in numbers[:, 4:].tolist()]
+    return Pictures(z, numbers, ["", "one", "two"] * count)
 
 
 @pytest.fixture
@@ -62,15 +59,16 @@ def recipe() -> Recipe:
     """The shipped recipe at 32 pixels, few pictures and few steps, in float32."""
     values = load_recipe(configs() / "train" / "emoji.toml").to_dict()
     optim = {"steps": 6, "batch": 4, "warmup": 2, "lr": 0.001}
-    changes = {f"{stage}.optim.{key}": value for stage in ("vae", "towers", "unet") for key, value in optim.items()}
-    return Recipe.from_dict(changed(values, {"precision": "float32", "data.size": 32, "data.pictures": 16, "vae.crop": 16, **changes}))
+    changes: dict[str, Any] = {f"{stage}.optim.{key}": value for stage in ("vae", "towers", "unet") for key, value in optim.items()}
+    changes |= {"precision": "float32", "data.size": 32, "data.step": 16, "data.pictures": 16, "vae.crop": 16}
+    return Recipe.from_dict(changed(values, changes))
 
 
 @pytest.fixture
 def family(monkeypatch: pytest.MonkeyPatch) -> Family:
     """The shipped family with the smallest widths; `load_family` gives it inside ldm.train."""
     values = load_family("emoji").to_dict()
-    changes = {"unet.model_channels": 8, "unet.norm_groups": 4, "unet.head_dim": 8, "unet.num_res_blocks": 1}
+    changes: dict[str, Any] = {"unet.model_channels": 8, "unet.norm_groups": 4, "unet.head_dim": 8, "unet.num_res_blocks": 1}
     changes |= {"vae.ch": 4, "vae.ch_mult": (1, 1, 2, 2), "vae.norm_groups": 2}
     changes |= {"unet.context_dim": 16, "unet.vector_dim": 8 + 6 * 16, "size_embedding": 16}
     tower = {"width": 8, "layers": 2, "heads": 2, "mlp": 16}
@@ -90,5 +88,5 @@ def composer(shapes: list[Thing], recipe: Recipe) -> Composer:
 def trained(family: Family, recipe: Recipe, composer: Composer, tmp_path: Path) -> Path:
     """The folder of a run through all three stages."""
     for stage in ("vae", "towers", "unet"):
-        stages.run_stage(stage, recipe, composer, tmp_path / "run", resume=False, limits=stages.Limits())
+        stages.run_stage(stage, recipe, composer, tmp_path / "run", resume=False, limits=Limits())
     return tmp_path / "run"

@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family
+from ldm.models.unet import UNet
 from ldm.train import losses
 from ldm.train.recipe import Recipe
-from ldm.train.unet import EMPTY, UNetTask
-from tests.train.conftest import made_features, made_pictures
+from ldm.train.tune import TuneTask
+from ldm.train.unet import initialise, unet_task
+from ldm.train.words import run
+from tests.train.conftest import made_pictures
 
 
-def sigmas() -> tuple[torch.Tensor, np.ndarray]:
-    """The training noise levels from the betas of the paper, and their cumulative alphas."""
-    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
-    return torch.tensor(np.sqrt(1 / alphas - 1), dtype=torch.float32), alphas
+def made_task(family: Family, recipe: Recipe) -> TuneTask:
+    torch.manual_seed(7)
+    unet, towers = UNet(family.unet), [CLIPText(shape) for shape in family.towers]
+    initialise(unet)
+    return unet_task(family, unet, towers, made_pictures(), recipe)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
@@ -28,10 +33,10 @@ def test_one_step_equals_its_formulas(
 ) -> None:
     family = Family.from_dict({**family.to_dict(), "prediction": prediction})
     recipe = Recipe.from_dict({**recipe.to_dict(), "unet": {**recipe.unet.to_dict(), "weighting": weighting}})
-    levels, alphas = sigmas()
-    task = UNetTask(family, made_pictures(), made_features(family), levels, recipe)
+    task = made_task(family, recipe)
+    alphas = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)  # from the betas of the paper
     with torch.no_grad():
-        task.module.out[-1].weight.normal_(generator=torch.Generator().manual_seed(0))
+        task.unet.get_parameter("out.2.weight").normal_(generator=torch.Generator().manual_seed(0))
     task.loss(3)[0].backward()
     got = [p.grad.clone() for p in task.module.parameters() if p.grad is not None]
     value = float(task.loss(3)[0].detach())
@@ -43,28 +48,28 @@ def test_one_step_equals_its_formulas(
     assert sum((a - b).square().sum() for a, b in zip(got, want, strict=True)) <= 1e-10 * sum(b.square().sum() for b in want)
 
 
-def by_hand(task: UNetTask, step: int, alphas: np.ndarray) -> torch.Tensor:
+def by_hand(task: TuneTask, step: int, alphas: np.ndarray) -> torch.Tensor:
     """The same step, one picture at a time: sqrt(a) z + sqrt(1 - a) noise through the generating path, prepare and forward."""
-    batch, kind, epsilon = task.recipe.unet.optim.batch, task.recipe.unet.weighting, task.family.prediction == "epsilon"
+    loss, data, epsilon = task.recipe.loss, task.data, task.family.prediction == "epsilon"
     random = torch.Generator().manual_seed(task.recipe.seed * 1_000_003 + step)
-    passes = [np.random.default_rng([task.recipe.seed, 2, p]).permutation(len(task.z)) for p in range(4)]
-    rows = [int(passes[i // len(task.z)][i % len(task.z)]) for i in range(step * batch, (step + 1) * batch)]
-    noises = torch.randn((batch, *task.z.shape[1:]), generator=random)
-    ts = torch.randint(1000, (batch,), generator=random).tolist()
-    dropped = (torch.rand(batch, generator=random) < task.recipe.unet.dropout).tolist()
+    rows = [data.rows[at] for at in task.batches.rows(step)]
+    shape = (len(rows), *data.z[rows[0]].shape)
+    noises = torch.randn(shape, generator=random) + task.recipe.noise.offset * torch.randn(*shape[:2], 1, 1, generator=random)
+    ts = torch.randint(1000, (len(rows),), generator=random).tolist()
+    dropped = (torch.rand(len(rows), generator=random) < loss.dropout).tolist()
     total = torch.zeros(())
     for row, noise, t, drop in zip(rows, noises, ts, dropped, strict=True):
-        a = float(alphas[t])
-        z, caption = task.z[row], EMPTY if drop else int(task.pictures.caption[row])
-        numbers = torch.cat([harmonics(float(n), task.family.size_embedding) for n in task.pictures.numbers[row]])
-        vector = torch.cat([task.features.pooled[caption], numbers])[None]
-        prepared = task.module.prepare(task.features.context[caption].float()[None], vector, [float(t)])
-        predicted = task.module((a**0.5 * z + (1 - a) ** 0.5 * noise)[None], prepared, 0)[0]
+        a, z = float(alphas[t]), data.z[row]
+        numbers = torch.cat([harmonics(float(n), task.family.size_embedding) for n in data.numbers[row]])
+        context, pooled = run(task.words.towers, ["" if drop else data.captions[row]])
+        assert pooled is not None
+        prepared = task.unet.prepare(context.detach(), torch.cat([pooled.detach(), numbers[None]], dim=1), [float(t)])
+        predicted = task.unet((a**0.5 * z + (1 - a) ** 0.5 * noise)[None], prepared, 0)[0]
         wanted = noise if epsilon else a**0.5 * noise - (1 - a) ** 0.5 * z
         snr = a / (1 - a)
         own = 1 / snr if epsilon else 1 - a  # what brings the squared error to that of the latents, divided by SNR
-        weight = {"none": 1.0, "min-snr": min(snr, task.recipe.unet.gamma) * own, "debiased": snr**0.5 * own}[kind]
-        total = total + weight * (predicted - wanted).square().mean() / batch
+        weight = {"none": 1.0, "min-snr": min(snr, loss.gamma) * own, "debiased": snr**0.5 * own}[loss.weighting]
+        total = total + weight * (predicted - wanted).square().mean() / len(rows)
     return total
 
 
@@ -81,6 +86,18 @@ def test_contrastive_loss_is_the_mean_of_both_cross_entropies() -> None:
     columns = [np.log(np.exp(logits[:, k]).sum()) - logits[k, k] for k in range(5)]
     got = losses.contrastive_loss(torch.tensor(pictures), torch.tensor(captions), torch.tensor(3.0))
     assert float(got) == pytest.approx((np.mean(rows) + np.mean(columns)) / 2, rel=1e-5)
+
+
+def test_contrastive_loss_and_its_gradients_are_open_clips() -> None:
+    theirs = pytest.importorskip("open_clip.loss").ClipLoss()
+    random = torch.Generator().manual_seed(2)
+    given = [torch.randn(6, 9, generator=random), torch.randn(6, 9, generator=random), torch.tensor(7.0)]
+    ours, other = ([each.clone().requires_grad_() for each in given] for _ in range(2))
+    got = losses.contrastive_loss(*ours)
+    wanted = theirs(torch.nn.functional.normalize(other[0], dim=-1), torch.nn.functional.normalize(other[1], dim=-1), other[2])
+    assert abs(float(got.detach()) - float(wanted.detach())) <= 1e-6 * float(wanted.detach())
+    for one, two in zip(torch.autograd.grad(got, ours), torch.autograd.grad(wanted, other), strict=True):
+        assert (one - two).norm() <= 1e-6 * two.norm()
 
 
 def test_kl_loss_is_that_of_two_normals() -> None:

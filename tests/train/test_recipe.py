@@ -35,7 +35,7 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str | None) -> None:
 
 def test_the_command_trains_and_says_what_is_wrong(tmp_path: Path, family: Family, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGBA", (20, 20), (255, 0, 0, 255)).save(tmp_path / "square.png")
-    (tmp_path / "things.json").write_text(json.dumps([{"file": "square.png", "names": ["square"], "plural": False}]))
+    (tmp_path / "things.json").write_text(json.dumps([{"file": "square.png", "names": ["square"], "plural": False, "weight": 1.0}]))
     command = ["train", str(SHIPPED), "--stage", "vae", "--out", str(tmp_path / "run")]
     assert main(command) == 2
     assert "--data is missing" in capsys.readouterr().err

@@ -1,0 +1,5 @@
+import sys
+
+from scripts.experiments import main
+
+sys.exit(main())

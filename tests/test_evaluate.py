@@ -1,0 +1,78 @@
+"""The measures of the model in the box: right for the training set's own pictures, wrong for others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from ldm.train.data import Composer
+from ldm.train.recipe import Data
+from ldm.train.scenes import RELATIONS, Placed, Scene, Thing
+from scripts.evaluate import Judge, held_scenes, parts, scores
+
+SIZE = (96, 96)
+SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
+    "disc": lambda draw: draw.ellipse((2, 2, 38, 38), (230, 200, 40, 255)),
+    "block": lambda draw: draw.rectangle((4, 4, 36, 36), (60, 200, 90, 255)),
+    "roof": lambda draw: draw.polygon([(20, 2), (38, 38), (2, 38)], (200, 60, 160, 255)),
+    "stick": lambda draw: draw.rectangle((14, 0, 26, 40), (70, 70, 220, 255)),
+    "ring": lambda draw: draw.ellipse((2, 2, 38, 38), None, (230, 60, 40, 255), 6),
+    "cross": lambda draw: draw.polygon([(20, 0), (26, 14), (40, 20), (26, 26), (20, 40), (14, 26), (0, 20), (14, 14)], (90, 220, 220, 255)),
+}
+
+
+@pytest.fixture
+def composer() -> Composer:
+    things = []
+    for name, paint in SHAPES.items():
+        tile = Image.new("RGBA", (41, 41), (0, 0, 0, 0))
+        paint(ImageDraw.Draw(tile))
+        things.append(Thing(tile.crop(tile.getbbox()), (name,)))
+    return Composer(things, Data(size=96, step=16, other_shapes=0.0, pictures=1, crop_share=0.0, small_share=0.0), 1)
+
+
+def shown(composer: Composer, scene: Scene) -> Image.Image:
+    return Image.fromarray(composer.whole(scene, SIZE, np.random.default_rng(0)).image)
+
+
+def test_the_training_set_s_own_pictures_are_right(composer: Composer) -> None:
+    scenes, judge = held_scenes(composer.things, 40, 1), Judge(composer.things)
+    found = scores([judge(shown(composer, scene), scene) for scene in scenes])
+    assert all(of > 0 for _, of in found.values())
+    assert all(right >= 0.85 * of for right, of in found.values()), found
+
+
+def test_pictures_of_other_scenes_are_wrong(composer: Composer) -> None:
+    scenes, judge = held_scenes(composer.things, 40, 1), Judge(composer.things)
+    found = scores([judge(shown(composer, other), scene) for scene, other in zip(scenes, scenes[5:] + scenes[:5], strict=True)])
+    assert found["all"][0] <= 0.15 * found["all"][1], found
+    assert found["colour"][0] <= 0.5 * found["colour"][1], found
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_pair_the_wrong_way_round_has_the_wrong_position(composer: Composer, relation: str) -> None:
+    placed = tuple(Placed(thing, 0.42, at) for thing, at in zip((0, 3), RELATIONS[relation], strict=True))
+    scene, judge = Scene("pair", "black", placed, "", relation), Judge(composer.things)
+    turned = dataclasses.replace(scene, placed=(dataclasses.replace(placed[0], thing=3), dataclasses.replace(placed[1], thing=0)))
+    right, wrong = judge(shown(composer, scene), scene), judge(shown(composer, turned), scene)
+    assert right["position"] and right["top-1"] and right["all"]
+    assert not wrong["position"] and not wrong["all"] and wrong["top-5"]
+
+
+def test_an_empty_picture_shows_nothing(composer: Composer) -> None:
+    judge = Judge(composer.things)
+    for scene in held_scenes(composer.things, 5, 2):
+        verdict = judge(Image.new("RGB", SIZE, (245, 245, 245)), scene)
+        assert not verdict["top-5"] and not verdict["all"] and not verdict.get("position", False) and not verdict.get("count", False)
+
+
+def test_parts_that_do_not_touch_are_counted() -> None:
+    mask = np.zeros((96, 96), bool)
+    mask[10:30, 10:30] = mask[10:30, 60:80] = mask[60:80, 10:30] = True
+    mask[90:93, 90:93] = True  # a speck
+    assert sorted(parts(mask)) == [(9, 9, 30, 30), (9, 60, 30, 81), (60, 9, 81, 30)]

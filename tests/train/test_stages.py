@@ -1,0 +1,46 @@
+"""Stages of a new model: from nothing, or from another model's weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import ldm
+from ldm.models.shapes import Family
+from ldm.train.data import Composer
+from ldm.train.export import export
+from ldm.train.loop import Limits, Trainer
+from ldm.train.recipe import Recipe
+from ldm.train.stages import Place, stage_trainer
+
+
+@pytest.fixture
+def warm(trained: Path, recipe: Recipe, tmp_path: Path) -> ldm.Pipeline:
+    export(recipe, trained, tmp_path / "model.safetensors")
+    return ldm.load(tmp_path / "model.safetensors", device="cpu", dtype="float32")
+
+
+@pytest.mark.parametrize("stage", ["vae", "towers", "unet"])
+def test_a_warm_start_has_the_model_s_weights_in_module_and_mean(
+    stage: str, warm: ldm.Pipeline, trained: Path, family: Family, recipe: Recipe, composer: Composer, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    for before in ("vae", "towers"):
+        shutil.copytree(trained / before, out / before)
+    shutil.rmtree(out / stage, ignore_errors=True)
+
+    def begun(place: Place) -> Trainer:
+        return stage_trainer(stage, recipe, composer, out, resume=False, limits=Limits(), place=place)
+
+    trainer, cold = begun(Place(torch.device("cpu"), warm)), begun(Place(torch.device("cpu")))
+    networks = {"vae": {"": warm.vae}, "unet": {"": warm.unet}, "towers": {f"towers.{i}.": tower for i, tower in enumerate(warm.towers)}}
+    for prefix, network in networks[stage].items():
+        for name, value in network.state_dict().items():
+            assert torch.equal(trainer.task.module.state_dict()[prefix + name], value), name
+            assert torch.equal(trainer.ema.mean[prefix + name], value), name
+    mine, others = trainer.task.module.state_dict(), cold.task.module.state_dict()
+    assert any(not torch.equal(mine[name], others[name]) for name in mine)
+    assert trainer.step == 0
