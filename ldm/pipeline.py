@@ -145,7 +145,7 @@ class Pipeline:
         note_each(notes_on(job, rules))
         from ldm.runtime.plan import check
 
-        check(job, rules, self.family, self.keeper, device=self.device, dtype=self.dtype, vae_dtype=dtype_of(self.vae))
+        check(job, rules, self.family, self.keeper, (self.unet, self.vae), self.device)
         pictures = [alone(job, place) for place in range(job.batch)]
         if script.apart(job, rules):
             return joined(job, [self.run(each, on_step) for each in pictures])

@@ -66,8 +66,8 @@ def implementation(name: str) -> Implementation:
     return lambda q, k, v, causal: attention_triton(q, k, v, causal=causal, cut=cut)
 
 
-# Queries that torch's kernel for the CPU takes at once. With fewer, where a thread's own buffer begins, and so the last bits of the products
-# in it, would depend on the thread; a single block leaves the products to as many threads as there are.
+# Queries that torch's kernel for the CPU takes at once. With fewer, where a thread's own buffer begins, and so the last bits of the
+# products in it, would depend on the thread; a single block leaves the products to as many threads as there are.
 WHOLE = 32
 
 

@@ -9,8 +9,10 @@ are dealt to threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,25 +35,66 @@ SUMMED = 160  # channels summed in one go: longer sums round more, more sums tak
 ROWS = 16  # of a weight, transformed at once: they stay in the cache
 
 
+_ANEW: ContextVar[bool] = ContextVar("ldm_ops_conv_anew", default=False)
+
+
+@contextmanager
+def anew(yes: bool = True) -> Iterator[None]:
+    """Make what is made of weights at every call, and keep none of it, in this thread or task alone: less memory, more time."""
+    token = _ANEW.set(yes)
+    try:
+        yield
+    finally:
+        _ANEW.reset(token)
+
+
 class Kept(Generic[T]):
     """`make(weight, *hints)` of every weight, made again where the weight was written to, moved or replaced, and gone when it is gone.
 
     The hints of the first call stay: what is made must be right whatever they are, at most slower.
     """
 
+    ALL: ClassVar[list[Kept[Any]]] = []
+
     def __init__(self, make: Callable[..., T]) -> None:
         self._make = make
         self._made: Any = WeakIdKeyDictionary()
+        self.ALL.append(self)
 
     def __call__(self, weight: Tensor, *hints: Any) -> T:
         stamp = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.shape, weight.stride())
         found: tuple[object, T] | None = self._made.get(weight)
-        if found is None or found[0] != stamp:
-            found = self._made[weight] = (stamp, self._make(weight.detach(), *hints))
-        return found[1]
+        if found is not None and found[0] == stamp:
+            return found[1]
+        made = self._make(weight.detach(), *hints)
+        if _ANEW.get():
+            self.forget(weight)
+        else:
+            self._made[weight] = stamp, made
+        return made
 
     def __len__(self) -> int:
         return len(self._made)
+
+    def nbytes(self, weight: Tensor) -> int:
+        """Of what is kept of it."""
+        _, made = self._made.get(weight, (None, ()))
+        return sum(each.numel() * each.element_size() for each in (made if isinstance(made, list | tuple) else [made]))
+
+    def forget(self, weight: Tensor) -> None:
+        self._made.pop(weight, None)
+
+
+def held(weights: Iterable[Tensor]) -> int:
+    """Bytes of what is kept of them."""
+    return sum(kept.nbytes(weight) for weight in weights for kept in Kept.ALL)
+
+
+def let_go(weights: Iterable[Tensor]) -> None:
+    """Keep nothing of them any more."""
+    for weight in weights:
+        for kept in Kept.ALL:
+            kept.forget(weight)
 
 
 def can_keep(weight: Tensor) -> bool:

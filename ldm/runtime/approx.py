@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.diffusion.guidance import Denoise, Guidance
 from ldm.diffusion.prediction import Prediction
 from ldm.models.unet import CrossAttention, ResBlock
+from ldm.runtime.keeping import around
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +83,11 @@ class Parts:
             self._kept.clear()
 
     def __call__(self, x: Tensor, prepared: Prepared, i: int) -> Tensor:
-        """As UNet.forward."""
+        """As UNet.forward, and as that brings weights that take turns."""
+        with around(self._unet, "forward"):
+            return self._evaluated(x, prepared, i)
+
+    def _evaluated(self, x: Tensor, prepared: Prepared, i: int) -> Tensor:
         shifts, texts = self._parted(prepared.shifts[i], ResBlock), self._parted([*prepared.texts()], CrossAttention)
         h, skips = x, []
         for stage in self._down:

@@ -55,14 +55,14 @@ class Graphs:
         self._recorder, self._name, self.device = recorder, name, recorder.device
         self._lock = threading.Lock()
         self._kept: OrderedDict[Hashable, _Graph | None] = OrderedDict()  # None: a shape that was met once
-        self._weights, self._failed = _Weights(module), False
+        self._weights, self._failed, self._crowded = Weights(module), False, False
 
     def ready(self, module: nn.Module) -> bool:
         """To be asked before a run: whether the module may be replayed. Graphs of weights that have changed are dropped."""
         if self._weights.changed():
             with self._lock:
                 self._kept.clear()
-                self._weights, self._failed = _Weights(module), False
+                self._weights, self._failed = Weights(module), False
         return self._weights.still()
 
     def forget(self) -> None:
@@ -99,6 +99,7 @@ class Graphs:
 
     def _recorded(self, key: Hashable, run: Run, args: Sequence[Any]) -> _Graph | None:
         if not self._recorder.room():
+            self._say_crowded()
             return None
         try:
             with torch.inference_mode(mode=False), torch.no_grad():  # or its places could not be filled outside
@@ -109,6 +110,12 @@ class Graphs:
         self._failed = True
         note(f"{self._name}: no CUDA graph can be recorded ({said}): it runs without one, slower", RuntimeWarning)
         return None
+
+    def _say_crowded(self) -> None:
+        """Once a module."""
+        if not self._crowded:
+            note(f"{self._name}: too little of the GPU's memory is free for a CUDA graph: it runs without one, slower")
+        self._crowded = True
 
 
 class _Graph:
@@ -135,7 +142,7 @@ _Known = tuple[Callable[[], Tensor | None], int]  # a tensor while it lives, and
 _UNKNOWN: _Known = (lambda: None, 0)
 
 
-class _Weights:
+class Weights:
     """What a module is made of and where its weights stand; to be asked once a run, so the way to all of them is kept."""
 
     def __init__(self, module: nn.Module) -> None:

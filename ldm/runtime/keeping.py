@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ldm.errors import InputError, MemoryNeedError
+from ldm.ops import conv
 from ldm.runtime import heap, paths, retry
 from ldm.runtime.notes import note
 from ldm.runtime.paths import LEAST, RESIDENT, Member, Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ldm.checkpoint.safetensors import Header
     from ldm.runtime.streaming import Block, Chain
 
+AROUND = "around"  # of a call that is surrounded: the manager
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int, int], None]
@@ -74,14 +76,18 @@ class Keeper:
         if self.limit is not None:
             heap.trim()  # what the stage before has freed
         try:
-            return run()
+            return self._ran(run)
         except MemoryNeedError as error:
             if error.code != "E4002" or not self.movable or replace(self.path, kept=0, stored=None) == LEAST:
                 raise
             said = str(error).partition(": take ")[0]
         note(f"{said}: trying again with weights that are read from the file when their turn comes", RuntimeWarning)
         self.change(LEAST)
-        return run()
+        return self._ran(run)
+
+    def _ran(self, run: Callable[[], T]) -> T:
+        with conv.anew(self.path.anew and self.device.type == "cpu"):
+            return run()
 
     @property
     def movable(self) -> bool:
@@ -105,14 +111,18 @@ class Keeper:
         self._read = self._seen()
 
     def close(self) -> None:
-        """Let go all weights."""
+        """Let go all weights, and the limit that was set to the device."""
+        from ldm.runtime.plan import hold
+
+        if self.limit is not None:
+            hold(self.device, None)
         for _, parts, _ in self.sources:
             for part in parts:
                 self._let_go(part.module)
 
     def check_free(self) -> None:
         """Raises InputError where weights take turns, so that the pipeline must stay where it is."""
-        if self.path != RESIDENT:
+        if replace(self.path, anew=False) != RESIDENT:
             raise InputError("a model that is kept under max_memory stays as it was loaded: load it again")
 
     def present(self, network: nn.Module) -> AbstractContextManager[None]:
@@ -193,8 +203,15 @@ def _surround(undo: ExitStack, module: nn.Module, name: str, manager: Callable[[
         with manager():
             return plain(*args, **keywords)
 
+    setattr(call, AROUND, manager)
     setattr(module, name, call)
     undo.callback(module.__dict__.pop, name)
+
+
+def around(module: nn.Module, name: str) -> AbstractContextManager[None]:
+    """What a call of a module runs inside of, for who makes its work in another way."""
+    manager: Callable[[], AbstractContextManager[None]] = getattr(getattr(module, name), AROUND, nullcontext)
+    return manager()
 
 
 def _watch(*_: Any) -> None:

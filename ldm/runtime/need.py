@@ -48,9 +48,15 @@ class Plan:
     device: str = "cpu"
     chunks: int = 1  # of 77 tokens
     batch: int = 1  # pictures among the rows
+    fp8: bool = False  # the tier has weights of its own
+    int8: torch.dtype | None = None  # in which the UNet is read before its linear layers are 8 bits, and so they are
+
+    @property
+    def precision(self) -> str:
+        return "int8" if self.int8 else name_of(self.dtype)
 
     def __str__(self) -> str:
-        return f"{self.width}x{self.height} in {name_of(self.dtype)}" + (f" in a batch of {self.batch}" if self.batch > 1 else "")
+        return f"{self.width}x{self.height} in {self.precision}" + (f" in a batch of {self.batch}" if self.batch > 1 else "")
 
     def of(self, batch: int) -> Plan:
         """The same with fewer pictures at once."""
@@ -67,13 +73,19 @@ class Peak(NamedTuple):
     def total(self) -> int:
         return self.bare + sum(self.kept.values())
 
+    @property
+    def anew(self) -> int:
+        """Where nothing stays, and one thing at a time is made when it is called for."""
+        return self.bare + max(self.kept.values(), default=0)
+
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes: of the weights, and at the peak of each stage beside them."""
+    """Bytes: of the weights, at the peak of each stage beside them, and of what is let go before the first."""
 
     weights: int
     parts: tuple[Peak, Peak, Peak]
+    loading: int = 0
 
     @property
     def text(self) -> int:
@@ -95,13 +107,30 @@ class Need:
 
     @property
     def total(self) -> int:
-        return self.weights + self.stage
+        return self.weights + max(self.loading, self.stage)
+
+    @property
+    def anew(self) -> int:
+        """The most that a stage needs where convolutions keep nothing of their weights."""
+        return max(part.anew for part in self.parts)
+
+    @property
+    def least(self) -> int:
+        return self.weights + max(self.loading, self.anew)
 
 
 def plan_of(
-    job: Job, rules: Profile, family: Family, *, device: torch.device, dtype: torch.dtype, vae_dtype: torch.dtype, int8: bool = False
+    job: Job,
+    rules: Profile,
+    family: Family,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    vae_dtype: torch.dtype,
+    int8: bool = False,
+    stored: torch.dtype | None = None,
 ) -> Plan:
-    """The plan of a finished job. On the CPU every picture is evaluated alone, elsewhere all at once; int8 is counted as float32.
+    """The plan of a finished job, of which the CPU evaluates every picture alone; `stored`: the UNet's dtype in its file.
 
     Raises InputError where prompt and negative together are too long.
     """
@@ -110,7 +139,8 @@ def plan_of(
     lengths = [max(prompt.length(texts, rules) for texts in part.texts) * LENGTH for part in parts]
     chunks = common_length(lengths) // LENGTH
     sides, batch = (int(job.width or 0), int(job.height or 0)), 1 if device.type == "cpu" else job.batch
-    return Plan(family, *sides, len(parts) * batch, dtype, vae_dtype, str(device), chunks, batch)
+    read = stored or dtype if int8 else None
+    return Plan(family, *sides, len(parts) * batch, dtype, vae_dtype, str(device), chunks, batch, job.speed == "fp8", read)
 
 
 def need(plan: Plan) -> Need:
@@ -139,7 +169,7 @@ def _need(plan: Plan) -> Need:
 
     stages = ((text, None), (step, unet), (decode, vae))
     first, second, third = (_peak(stage, plan.device, network) for stage, network in stages)
-    return Need(_weights(plan), (first, second, third))
+    return Need(_weights(plan), (first, second, third), loading(plan))
 
 
 def bands(plan: Plan) -> Peak:
@@ -182,7 +212,19 @@ def plenty(plan: Plan) -> int:
 
 def _weights(plan: Plan) -> int:
     unet, vae, towers = _modules(plan.family, plan.dtype, plan.vae_dtype)
-    return sum(each.nbytes for module in (unet, vae, *towers) for each in module.parameters())
+    return sum(each.nbytes for module in (unet, vae, *towers) for each in module.parameters()) + reduced(plan)
+
+
+def reduced(plan: Plan) -> int:
+    """Bytes that weights in 8 bits add to the model's own; less than 0 where they stand in the place of those."""
+    from ldm.runtime.quantise import added
+
+    return added(networks(plan)[0], "int8" if plan.int8 else "fp8") if plan.int8 or plan.fp8 else 0
+
+
+def loading(plan: Plan) -> int:
+    """Bytes of weights that are let go when they are 8 bits."""
+    return sum(each.numel() for each in networks(plan)[0].parameters()) * plan.int8.itemsize if plan.int8 else 0
 
 
 @lru_cache(maxsize=8)
@@ -205,23 +247,31 @@ def _peak(run: Callable[[], object], device: str, network: nn.Module | None = No
 def check_job(plan: Plan) -> None:
     """Before the model is loaded: raises MemoryNeedError unless weights and job fit what is free; it says what would."""
     free = free_memory(plan.device)
-    if fits(_weights(plan) + plenty(plan), free):
+    if fits(_weights(plan) + max(plenty(plan), loading(plan)), free):
         return
     counted = need(plan)
-    parts = f"{size(counted.weights)} of weights, {size(counted.stage)} to compute"
-    check_memory(counted.total, free, f"{plan} ({parts})", lambda: _advice(plan, free, lambda plan: need(plan).total))
+    parts = f"{size(counted.weights)} of weights, {size(counted.anew)} to compute"
+    check_memory(counted.least, free, f"{plan} ({parts})", lambda: _advice(plan, free, lambda plan: need(plan).least))
 
 
-def check_run(plan: Plan) -> None:
-    """With the weights in memory: raises MemoryNeedError unless the job fits what is free beside them."""
+def check_run(plan: Plan, held: int = 0) -> bool:
+    """With the weights in memory: raises MemoryNeedError unless the job fits what is free beside them.
+
+    It is said whether it fits with all that convolutions keep of their weights, of which `held` bytes are in memory already.
+    """
     free = free_memory(plan.device)
-    if not fits(plenty(plan), free):
-        check_memory(need(plan).stage, free, str(plan), lambda: _advice(plan, free, lambda plan: need(plan).stage, half=False))
+    if free is None or fits(plenty(plan), free):
+        return True
+    counted, room = need(plan), free + held
+    if fits(max(counted.stage, max(part.bare for part in counted.parts) + held), room):
+        return True
+    check_memory(counted.anew, room, str(plan), lambda: _advice(plan, room, lambda plan: need(plan).anew, half=False))
+    return False
 
 
 def _advice(plan: Plan, free: int | None, amount: Callable[[Plan], int], half: bool = True) -> str:
     """The first change that fits: a smaller batch, half precision, both; then the largest smaller picture, one at a time."""
-    starts = [plan, replace(plan, dtype=torch.bfloat16)] if half and plan.dtype == torch.float32 else [plan]
+    starts = [plan, replace(plan, dtype=torch.bfloat16, int8=None)] if half and plan.dtype == torch.float32 else [plan]
     batches = [[start.of(k) for k in range(1, start.batch)] for start in starts]
     changes = [*batches[:1], *([start] for start in starts[1:]), *batches[1:], *(_smaller(start.of(1)) for start in starts)]
     for each in (_largest(choice, free, amount) for choice in changes if choice):

@@ -23,13 +23,15 @@ class Path:
     towers: bool = False  # read layer by layer for every text
     keys: bool = False  # the weights of the text's keys and values, read for every prompt
     vae: bool = False  # read for every picture, which is decoded in bands
+    anew: bool = False  # what the CPU's convolutions keep of their weights, made at every call
     blocks: bool = False  # the UNet's, read for every evaluation,
     kept: int = 0  # but for so many of the first
     stored: torch.dtype | None = None  # in which those are kept, where it is narrower than what they compute in
 
 
 RESIDENT = Path()
-LEAST = Path(towers=True, keys=True, vae=True, blocks=True)
+KINDS = ("towers", "keys", "vae", "anew", "blocks")
+LEAST = Path(towers=True, keys=True, vae=True, anew=True, blocks=True)
 
 
 class Member(NamedTuple):

@@ -10,20 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path as File
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.checkpoint.memory import RESERVE, free_memory, size
-from ldm.devices import name_of
+from ldm.devices import dtype_of, name_of
 from ldm.errors import InputError, MemoryNeedError, shown
 from ldm.models.shapes import Family
+from ldm.ops import conv
 from ldm.options import Job
 from ldm.runtime import heap, need
 from ldm.runtime.need import Plan
 from ldm.runtime.notes import note
-from ldm.runtime.paths import LEAST, RESIDENT, Path, absent, holding, members, staying, stored_in
+from ldm.runtime.paths import KINDS, LEAST, RESIDENT, Path, absent, holding, members, staying, stored_in
+from ldm.runtime.quantise import IN_TURNS
 from ldm.values import amount
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ LIBRARIES = 40 * 2**20  # that come with the first work: measured by `python -m 
 CONTEXT = 640 * 2**20  # bytes of a GPU that CUDA and its libraries take: not measured
 PINNED = 2**27  # bytes of main memory on the way to a GPU: not measured
 MARGIN = 50  # one part in so many of a limit is left free
-ORDER = (RESIDENT, Path(towers=True), Path(towers=True, keys=True), Path(towers=True, keys=True, vae=True))
+ORDER = (RESIDENT, Path(towers=True), Path(towers=True, keys=True), Path(towers=True, keys=True, vae=True), replace(LEAST, blocks=False))
+ANEW = "what convolutions make of their weights is made at every call"
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Forecast:
             (_moved(unet, self.path, "keys"), "what makes keys and values of the text is read for every prompt"),
             (_moved(vae, self.path, ""), "the VAE is read for every picture, which it decodes in bands of rows"),
         )
-        return [f"{text} ({size(count)})" for count, text in parts if count] + self._turns(unet) or ["everything stays in memory"]
+        anew = [ANEW] if self.path.anew and not on_gpu(self.plan) else []
+        return [f"{text} ({size(count)})" for count, text in parts if count] + anew + self._turns(unet) or ["everything stays in memory"]
 
     def _turns(self, unet: nn.Module) -> list[str]:
         blocks, moved = members(unet, self.path, "forward"), _moved(unet, self.path, "forward")
@@ -94,17 +98,18 @@ class Forecast:
 
 def forecast(plan: Plan, path: Path, process: int) -> Forecast:
     """The peaks of a run by a path; `process`: bytes of main memory that this process has before it."""
-    counted, (unet, vae, towers) = need.need(plan), need.networks(plan)
+    counted, (unet, vae, towers), more = need.need(plan), need.networks(plan), need.reduced(plan)
     text, step, decode = counted.parts if not path.vae else (*counted.parts[:2], need.bands(plan))
     held = sum(_weights(each, path) for each in (unet, vae, *towers))
+    held, more = (held + more, 0) if plan.int8 else (held, more)
     stay, turn = _beside(unet, path, step.kept)
     moving = {
-        "load": 0,
+        "load": need.loading(plan),
         "text": text.bare + max((_turning(each, path, "forward") for each in towers), default=0),
-        "unet": stay + max(_turning(unet, path, "keys"), _turning(unet, path, "forward") + turn + step.bare),
-        "vae": stay + _turning(vae, path, "") + decode.total,
+        "unet": more + stay + max(_turning(unet, path, "keys"), _turning(unet, path, "forward") + turn + step.bare),
+        "vae": more + stay + _turning(vae, path, "") + (decode.anew if path.anew else decode.total),
     }
-    return Forecast(plan, path, tuple(_stage(plan, name, held + more, process) for name, more in moving.items()), process)
+    return Forecast(plan, path, tuple(_stage(plan, name, held + count, process) for name, count in moving.items()), process)
 
 
 def _stage(plan: Plan, name: str, count: int, process: int) -> Stage:
@@ -126,7 +131,7 @@ def resident() -> int:
 
 
 def choose(plan: Plan, stored: torch.dtype | None, limit: int, process: int) -> Forecast:
-    """The first way that stays under `limit` bytes; `stored` is the dtype of the UNet in its file.
+    """The first way that stays under `limit` bytes; `stored` is the dtype of the UNet in its file, in which main memory can hold it.
 
     Raises MemoryNeedError where none does: it says the least that would do.
     """
@@ -135,7 +140,8 @@ def choose(plan: Plan, stored: torch.dtype | None, limit: int, process: int) -> 
         found = forecast(plan, path, process)
         if found.total <= room:
             return found
-    streamed = replace(LEAST, stored=stored if stored is not None and stored.itemsize < plan.dtype.itemsize else None)
+    narrow = stored is not None and stored.itemsize < plan.dtype.itemsize and not on_gpu(plan)
+    streamed = replace(LEAST, stored=stored if narrow else None)
     counts = range(len(members(need.networks(plan)[0], streamed, "forward")) + 1)
     kept = bisect_right(counts, room, key=lambda kept: forecast(plan, replace(streamed, kept=kept), process).total) - 1
     if kept >= 0:
@@ -156,19 +162,26 @@ def way(
     if max_memory is None:
         return RESIDENT, None, 0
     limit = _bytes(max_memory)
-    if place.int8:
-        raise InputError("dtype int8 and max_memory: weights that are read when their turn comes are not in 8 bits: give one of the two")
     found = forecasts(header, family, place, limit, jobs or [Job()])
-    _hold(place.device, limit)
-    heaviest = max(found, key=lambda each: (each.path.towers, each.path.keys, each.path.vae, each.path.blocks, -each.path.kept))
-    return heaviest.path, limit, heaviest.process
+    lightest = max(found, key=lambda each: (*(getattr(each.path, name) for name in KINDS), -each.path.kept))
+    if lightest.path != RESIDENT:
+        note(f"max_memory {size(limit)}: {'; '.join(lightest.cost)}")
+    hold(place.device, limit)
+    return lightest.path, limit, lightest.process
 
 
 def forecasts(header: Header, family: Family, place: Place, limit: int | None, jobs: Sequence[Job]) -> list[Forecast]:
-    """Of jobs, each other than the ones before: by the first path under `limit`, or with everything in memory."""
+    """Of jobs, each other than the ones before: by the first path under `limit`, or with everything in memory.
+
+    Raises InputError for weights in 8 bits that would have to take turns, MemoryNeedError.
+    """
     from ldm.resolve import resolve
 
-    plans = list(dict.fromkeys(need.plan_of(*resolve(job, family), family, **place._asdict()) for job in jobs))
+    if place.int8 and limit is not None:
+        raise InputError("dtype int8 and max_memory: weights that are read when their turn comes are not in 8 bits: give one of the two")
+
+    stored = stored_in(header)
+    plans = list(dict.fromkeys(need.plan_of(*resolve(job, family), family, **place._asdict(), stored=stored) for job in jobs))
     if limit is None:
         process = resident()
         return [forecast(plan, RESIDENT, process) for plan in plans]
@@ -176,21 +189,26 @@ def forecasts(header: Header, family: Family, place: Place, limit: int | None, j
         forecast(plan, LEAST, 0)  # what counting brings into memory is there when the model comes
     process, free = resident(), free_memory(place.device)
     room = limit if free is None else min(limit, free - RESERVE + (CONTEXT if place.device.type == "cuda" else process))
-    return [choose(plan, stored_in(header), room, process) for plan in plans]
+    found = [choose(plan, stored, room, process) for plan in plans]
+    if any(each.path.keys for each in found) and any(each.plan.fp8 for each in found):
+        raise InputError(f"speed fp8 and max_memory {size(limit)}: {IN_TURNS}")
+    return found
 
 
-def check(job: Job, rules: Profile, family: Family, keeper: Keeper, **kinds: Any) -> None:
-    """`check_run` of a finished job; `kinds`: device, dtype and vae_dtype."""
-    check_run(need.plan_of(job, rules, family, **kinds), keeper)
+def check(job: Job, rules: Profile, family: Family, keeper: Keeper, networks: Sequence[nn.Module], device: torch.device) -> None:
+    """`check_run` of a finished job; `networks`: the UNet and the VAE."""
+    dtype, vae_dtype = map(dtype_of, networks)
+    plan = need.plan_of(job, rules, family, device=device, dtype=dtype, vae_dtype=vae_dtype)
+    check_run(plan, keeper, [weight for network in networks for weight in network.parameters()])
 
 
-def check_run(plan: Plan, keeper: Keeper) -> None:
+def check_run(plan: Plan, keeper: Keeper, weights: Sequence[Tensor]) -> None:
     """With the model loaded: raises MemoryNeedError unless the job fits what is free, or the caller's limit.
 
     Where only a lighter way to keep the weights does, they are kept in that way from now on.
     """
     if keeper.limit is None:
-        need.check_run(plan)
+        _check_free(plan, keeper, weights)
         return
     if forecast(plan, keeper.path, keeper.process).total <= keeper.limit:
         return
@@ -200,6 +218,17 @@ def check_run(plan: Plan, keeper: Keeper) -> None:
         raise MemoryNeedError(f"{what}, and they are in use or were changed: run it alone, or load the model again", "E4001")
     note(f"{plan} under max_memory {size(keeper.limit)}: {'; '.join(found.cost)}")
     keeper.change(found.path)
+
+
+def _check_free(plan: Plan, keeper: Keeper, weights: Sequence[Tensor]) -> None:
+    """Where memory is too short for what convolutions keep of their weights, they keep nothing."""
+    anew = not need.check_run(plan, conv.held(weights))
+    if anew and not keeper.path.anew:
+        note(f"{plan} needs {size(need.need(plan).stage)} of memory, which is more than is free: {ANEW}, which takes longer")
+    if anew:
+        conv.let_go(weights)
+        heap.trim()
+    keeper.path = replace(keeper.path, anew=anew or keeper.path.blocks)
 
 
 def _bytes(given: int | str) -> int:
@@ -212,11 +241,12 @@ def _bytes(given: int | str) -> int:
     return found
 
 
-def _hold(device: torch.device, limit: int) -> None:
-    """Let torch itself refuse what is beyond the limit on a GPU: a second try is then lighter. Not measured."""
+def hold(device: torch.device, limit: int | None) -> None:
+    """Let torch itself refuse what is beyond the limit on a GPU: a second try is then lighter. None: no more. Not measured."""
     if device.type == "cuda":
         everything = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, max(limit - CONTEXT, 1) / everything), device)
+        share = 1.0 if limit is None else min(1.0, max(limit - CONTEXT, 1) / everything)
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 @lru_cache(maxsize=4096)
@@ -236,6 +266,8 @@ def _moved(network: nn.Module, path: Path, call: str) -> int:
 
 def _beside(network: nn.Module, path: Path, kept: Mapping[str, int]) -> tuple[int, int]:
     """Bytes that stay beside weights that stay, and the most beside those of one block that takes its turn."""
+    if path.anew:
+        return 0, max(kept.values(), default=0)
     moving = members(network, path, "forward")[staying(network, path, "forward") :]
     turns = [sum(kept.get(name, 0) for name in member.names) for member in moving]
     return sum(kept.values()) - sum(turns), max(turns, default=0)

@@ -54,8 +54,10 @@ class Cuda:
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
             stream.wait_event(self._over)
-            yield
-            self._over.record(stream)
+            try:
+                yield
+            finally:
+                self._over.record(stream)
 
     def record(self, run: Callable[[], Tensor]) -> tuple[Callable[[], object], Tensor]:
         """`run` is called twice: first as it is, so that whatever is made at a first call on this stream is there when it is recorded."""

@@ -31,14 +31,15 @@ def check(speed: str, device: torch.device) -> None:
 
 
 class Tiers:
-    """The UNets of one pipeline. The reduced one is made when a job first asks for it and kept: calls of other tiers never see it.
+    """The UNets of one pipeline. The reduced one is made when a job first asks for it and kept, until a weight of the own one is written to
+    or replaced: calls of other tiers never see it.
 
     It shares all tensors but the weights of the transformer blocks' linear layers: of those it has 8-bit ones beside the own, for SDXL
     1.8 GB more.
     """
 
     def __init__(self) -> None:
-        self._reduced: tuple[UNet, UNet] | None = None  # what it was made of, and it
+        self._reduced: tuple[UNet, graph.Weights, UNet] | None = None  # what it was made of, as that was, and it
         self._lock = Lock()
 
     def unet(self, own: UNet, speed: str) -> UNet:
@@ -49,9 +50,10 @@ class Tiers:
         from ldm.runtime.quantise import quantise
 
         with self._lock:
-            if self._reduced is None or self._reduced[0] is not own:
-                self._reduced = own, quantise(own, "fp8")
-            return self._reduced[1]
+            if self._reduced is None or self._reduced[0] is not own or self._reduced[1].changed():
+                self._reduced = None  # before another is made
+                self._reduced = own, graph.Weights(own), quantise(own, "fp8")
+            return self._reduced[2]
 
     def forget(self) -> None:
         """The own weights have changed or moved: what was made of them is made again when it is asked for."""

@@ -16,6 +16,7 @@ from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
+from ldm.runtime import heap
 from ldm.runtime.keeping import Keeper, Progress, Source
 from ldm.runtime.notes import note
 from ldm.runtime.paths import RESIDENT, Path, stored_in
@@ -51,6 +52,7 @@ def read_weights(
         from ldm.runtime.quantise import reduced
 
         unet, keeper = reduced(unet, place.dtype), Keeper(device=place.device)
+        heap.trim()  # what quantising has freed
     return (unet, autoencoder, towers), keeper
 
 

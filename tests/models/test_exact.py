@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ import ldm
 from ldm import ops
 from ldm.measure import relative_error
 from ldm.pipeline import Pipeline
+from ldm.results import Result
 from tests.models import cases
 from tests.models.tiny import tiny
 
@@ -64,3 +67,21 @@ def test_the_model_in_the_box(size: tuple[int, int]) -> None:
     context = torch.randn(2, 77, unet.shape.context_dim, generator=random)
     assert far(lambda: unet(x, unet.prepare(context, vector, [500.0]), 0)) < EXACT
     assert far(lambda: pipeline.vae.decode(x[:1])) < EXACT
+
+
+def test_a_picture_is_nearer_to_the_plain_path_than_half_precision_is() -> None:
+    """End to end, in float32 and in bfloat16: what the exact tier changes is less than what bfloat16 does."""
+    job: Any = {"width": 64, "height": 64, "steps": 6, "seed": 3}
+    made: dict[str, tuple[Result, Result]] = {}
+    for dtype in ("float32", "bfloat16"):
+        pipeline = box() if dtype == "float32" else ldm.load(device="cpu", dtype=dtype)
+        fast = pipeline.generate("a red apple", **job)
+        with ops.reference():
+            made[dtype] = fast, pipeline.generate("a red apple", **job)
+    (fast, plain), (half, plain_half) = made.values()
+    allowed = relative_error(plain_half.latents, plain.latents)
+    assert 1e-3 < allowed < 0.1
+    assert relative_error(fast.latents, plain.latents) < 1e-3 * allowed
+    assert relative_error(half.latents, plain_half.latents) <= allowed
+    one, two, judge = (np.asarray(each.images[0], np.float64) for each in (fast, plain_half, plain))
+    assert np.abs(one - judge).max() <= 1 and np.square(one - judge).mean() < np.square(two - judge).mean()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -18,6 +20,30 @@ def test_fused_equals_reference(tokens: int, keys: int, dim: int, causal: bool) 
         torch.randn(2, 3, count, dim, generator=torch.Generator().manual_seed(count + i)) for i, count in enumerate((tokens, keys, keys))
     )
     assert relative_error(attention(q, k, v, causal=causal), attention_reference(q, k, v, causal=causal)) < 1e-6
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "heads", "dim", "keys"), [(1, 8, 8, 77), (2, 10, 64, 77), (1, 1, 512, None), (1, 1, 512, 33), (1, 1, 64, 154), (2, 8, 40, 231)]
+)
+def test_few_queries_have_the_same_bits_for_any_threads(rows: int, heads: int, dim: int, keys: int | None, causal: bool) -> None:
+    """As the smallest maps of small pictures have: of a whole block and more the other tests tell."""
+    for tokens in (1, 2, 3, 4, 6, 15, 20, 31, 32, 33, 35, 63, 64, 65):
+        q, k, v = (torch.randn(rows, heads, count, dim) for count in (tokens, keys or tokens, keys or tokens))
+        torch.set_num_threads(1)
+        alone = attention(q, k, v, causal=causal)
+        assert relative_error(alone, attention_reference(q.double(), k.double(), v.double(), causal=causal)) < 1e-6
+        for count in (2, 3, 4, 8):
+            torch.set_num_threads(count)
+            assert torch.equal(attention(q, k, v, causal=causal), alone), tokens
 
 
 def test_cross_attention_over_fewer_keys() -> None:

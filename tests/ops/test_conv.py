@@ -96,6 +96,38 @@ def test_what_is_kept_follows_the_weight(before: int, side: int) -> None:
     assert relative_error(other(x), plain(other, x)) < 2.5e-6 and relative_error(layer(x), plain(layer, x)) < 2.5e-6
 
 
+@pytest.mark.parametrize(("before", "side"), [(128, 16), (32, 16)])
+def test_what_is_kept_can_be_made_at_every_call(before: int, side: int) -> None:
+    """The bits are the same, and no byte stays; nor of what was made of a weight as it had been."""
+    layer, x = make(before, 128), torch.randn(2, before, side, side)
+    wanted, weights = layer(x), [*layer.parameters()]
+    assert conv.held(weights) == conv.kept_bytes(x.shape, layer.weight.shape)
+    with conv.anew():
+        assert torch.equal(layer(x), wanted) and conv.held(weights) > 0  # what is there is used
+    conv.let_go(weights)
+    with conv.anew():
+        assert torch.equal(layer(x), wanted) and conv.held(weights) == 0
+    layer(x)
+    layer.weight.mul_(2)
+    with conv.anew():
+        assert not torch.equal(layer(x), wanted) and conv.held(weights) == 0
+
+
+@pytest.mark.parametrize("case", [*WINOGRAD, *DIRECT, (2, 320, 320, 32, 32), (2, 1280, 1280, 8, 8), (2, 960, 320, 8, 16)])
+def test_nor_on_the_threads_and_the_size_that_a_weight_was_laid_out_for(case: tuple[int, ...]) -> None:
+    rows, before, after, height, width = case
+    layer, x = make(before, after), torch.randn(rows, before, height, width)
+    torch.set_num_threads(1)
+    alone = layer(x)
+    for count in (2, 3, 4):
+        torch.set_num_threads(count)
+        conv.let_go(layer.parameters())
+        assert torch.equal(layer(x), alone)
+    conv.let_go(layer.parameters())
+    layer(torch.zeros(1, before, 4 * height, 4 * width))
+    assert torch.equal(layer(x), alone)
+
+
 def test_the_module_stays_torchs() -> None:
     layer, x = make(128, 128), torch.randn(1, 128, 16, 16)
     layer(x)

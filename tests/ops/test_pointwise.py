@@ -32,6 +32,20 @@ def test_any_number_of_threads_gives_the_same_bits(rows: int, before: int, width
         assert torch.equal(layer(x), alone)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(5, 2), (1, 1), (3, 5), (13, 11)])
+def test_nor_of_a_single_small_map(size: tuple[int, int], layout: torch.memory_format) -> None:
+    for before, width in ((32, 64), (4, 320), (128, 32)):
+        layer, x = Pointwise(before, width).requires_grad_(False), torch.randn(1, before, *size).contiguous(memory_format=layout)
+        torch.set_num_threads(1)
+        alone = layer(x)
+        with ops.reference():
+            assert alone.shape == layer(x).shape and relative_error(layer(x), alone) < 1e-6
+        for count in (2, 3, 4):
+            torch.set_num_threads(count)
+            assert torch.equal(layer(x), alone)
+
+
 def test_it_is_a_convolution_of_torch() -> None:
     layer = Pointwise(3, 5)
     assert isinstance(layer, torch.nn.Conv2d) and [*layer.state_dict()] == ["weight", "bias"] and layer.weight.shape == (5, 3, 1, 1)

@@ -261,7 +261,9 @@ def test_a_recording_that_fails_is_said_once_and_the_pictures_are_made(unet: UNe
 
 def test_no_room_is_no_graph_until_there_is_some(unet: UNet, device: Device) -> None:
     device.has_room = False
-    assert same(run(unet), plain(unet)) and device.recorded == 0
+    with pytest.warns(UserWarning, match="UNet: too little of the GPU's memory is free for a CUDA graph") as said:
+        assert same(run(unet), plain(unet)) and same(run(unet), plain(unet)) and device.recorded == 0
+    assert len(said) == 1
     device.has_room = True
     assert same(run(unet), plain(unet)) and device.recorded == 1
 
@@ -378,3 +380,6 @@ def test_the_order_of_calls_on_a_gpu(broken: bool, monkeypatch: pytest.MonkeyPat
     mend = ["close the pool of 0", "begin on side in a pool of its own, thread_local", "zeros on side", "end on side"]
     last = mend if broken else ["main waits for side", "replay on main"]
     assert log == [*first, *record, *last, "turn ends on main"] and streams == ["main"]
+    with pytest.raises(MemoryError), cuda.turn():  # what was asked for before may still run
+        raise MemoryError
+    assert log[-2:] == ["main waits for the turn before", "turn ends on main"]

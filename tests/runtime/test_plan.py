@@ -15,12 +15,14 @@ from ldm.checkpoint.safetensors import read_header
 from ldm.devices import place_for
 from ldm.errors import InputError, MemoryNeedError
 from ldm.models.shapes import Family, load_family
+from ldm.ops import conv
 from ldm.options import Job
 from ldm.pipeline import BOX
 from ldm.resources import weights
 from ldm.runtime import need, plan
+from ldm.runtime.keeping import Keeper
 from ldm.runtime.need import Plan
-from ldm.runtime.paths import LEAST, RESIDENT, stored_in
+from ldm.runtime.paths import LEAST, RESIDENT, Path, stored_in
 from scripts import needs, synthetic
 
 MB = 10**6
@@ -91,6 +93,59 @@ def test_the_first_path_that_fits_is_taken(sdxl: Plan) -> None:
         plan.choose(sdxl, torch.float16, (least - 2) * 2**20, 300 * MB)
 
 
+def test_a_card_holds_no_narrower_weights(sdxl: Plan) -> None:
+    """What waits in the file's dtype waits in main memory, and a card's limit is not about that."""
+    found = plan.choose(replace(sdxl, device="cuda:0"), torch.float16, 6 * 2**30, 300 * MB)
+    assert found.path.blocks and found.path.stored is None and not any("converted" in each for each in found.cost)
+
+
+def test_the_weights_of_a_tier_are_there_from_the_first_step_on(sdxl: Plan) -> None:
+    card = replace(sdxl, dtype=torch.bfloat16, device="cuda:0")
+    exact, fp8 = ({each.name: each.vram for each in plan.forecast(one, RESIDENT, 0).stages} for one in (card, replace(card, fp8=True)))
+    more = need.reduced(replace(card, fp8=True))
+    assert more > 10**9 and {name: fp8[name] - exact[name] for name in exact} == {"load": 0, "text": 0, "unet": more, "vae": more}
+
+
+def test_a_limit_says_what_it_costs_and_goes_with_its_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what cannot be under it is refused before the file is read."""
+    monkeypatch.setattr(plan, "resident", lambda: 0)
+    header, family, jobs = read_header(weights() / BOX), whole_family(), [Job("a", width=64, height=64)]
+    place, (found,) = place_for(family, "cpu"), plan.forecasts(header, family, place_for(family, "cpu"), None, jobs)
+    limit = found.total - 10 * MB
+    with pytest.warns(UserWarning, match="max_memory .*: the text towers are read for every text"):
+        path, given, _ = plan.way(header, family, place, limit, jobs)
+    assert path.towers and given == limit
+    light = plan.forecast(found.plan, LEAST, 0).total * 102 // 100 + MB
+    with pytest.raises(InputError, match=r"speed fp8 and max_memory .*: leave out --max-memory"):
+        plan.way(header, family, place, light, [replace(jobs[0], speed="fp8")])
+    shares: list[float] = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("Card", (), {"total_memory": 16 * 2**30}))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
+    card = torch.device("cuda", 0)
+    plan.hold(card, 8 * 2**30 + plan.CONTEXT)
+    Keeper(device=card, limit=8 * 2**30).close()
+    Keeper(device=card).close()
+    assert shares == [0.5, 1.0]
+
+
+def test_where_memory_is_short_layouts_are_made_anew_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a limit of the caller's: the picture is the same, nothing is kept, and with room again it is."""
+    pipeline, job = ldm.load(device="cpu"), Job("a cat", width=64, height=64, steps=2, seed=1)
+    convolved = [*pipeline.unet.parameters(), *pipeline.vae.parameters()]
+    wanted = pipeline.run(job)
+    assert conv.held(convolved) > 0
+    monkeypatch.setattr(need, "check_run", lambda plan, held: held < 0)
+    with pytest.warns(UserWarning, match="64x64 in float32 needs .* than is free: what convolutions make .* which takes longer") as said:
+        found = [pipeline.run(job) for _ in range(2)]
+    assert len(said) == 1 and conv.held(convolved) == 0 and pipeline.keeper.path == Path(anew=True)
+    pipeline.keeper.check_free()
+    assert all(torch.equal(each.latents, wanted.latents) for each in found)
+    assert all(each.images[0].tobytes() == wanted.images[0].tobytes() for each in found)
+    monkeypatch.setattr(need, "check_run", lambda plan, held: True)
+    pipeline.run(job)
+    assert conv.held(convolved) > 0 and pipeline.keeper.path == RESIDENT
+
+
 @pytest.mark.parametrize("wrong", ["6 elephants", "", "-1", 0, -5, 1.5, True])
 def test_a_limit_that_is_none(wrong: object) -> None:
     with pytest.raises(InputError, match=r"max_memory .* is not acceptable: give"):
@@ -143,6 +198,9 @@ def test_the_command_says_it_and_loads_nothing(monkeypatch: pytest.MonkeyPatch, 
     told = json.loads(capsys.readouterr().out)
     assert told["peak"]["ram"] == max(stage["ram"] for stage in told["stages"]) and told["peak"]["vram"] == 0 and told["fits"]
     assert (told["width"], told["dtype"], told["max_memory"], told["path"]["blocks"]) == (64, "float32", 2**34, False)
+    reduced = ["sample", "-p", "a", "--plan", "--device", "cpu", "--dtype", "int8"]
+    assert commands.main(reduced) == 0 and capsys.readouterr().out.startswith("128x128 in int8 on cpu\n")
+    assert commands.main([*reduced, "--max-memory", "16GiB"]) == 2 and "give one of the two" in capsys.readouterr().err
     assert commands.main(["sample", "-p", "a", "--plan", "--device", "cpu", "--max-memory", "10MiB"]) == 1
     assert "E4001" in capsys.readouterr().err
 
@@ -179,5 +237,6 @@ def test_what_is_kept_beside_convolutions_is_counted(sdxl: Plan) -> None:
     stages = {stage.name: stage.ram for stage in plan.forecast(sdxl, RESIDENT, 0).stages}
     assert stages["unet"] - stages["load"] > sum(kept.values()) + counted.parts[1].bare - MB
     assert stages["vae"] - stages["load"] > sum(kept.values()) + counted.parts[2].total - MB
-    stay, turn = plan._beside(unet, LEAST, kept)
+    stay, turn = plan._beside(unet, replace(LEAST, anew=False), kept)
     assert stay < turn < 0.2 * sum(kept.values())
+    assert plan._beside(unet, Path(anew=True), kept) == (0, max(kept.values()))

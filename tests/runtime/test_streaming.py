@@ -138,6 +138,18 @@ def test_two_blocks_are_in_memory(file: File) -> None:
     assert peaks[0] < peaks[1] < peaks[0] + 3 * turning < every  # what is made of a convolution's weight is made at every turn
 
 
+def test_the_approximate_tier_reads_a_block_once_an_evaluation(file: File) -> None:
+    """It leaves blocks out, and finds those that it has where the exact tier does."""
+    with mock.patch.object(streaming, "_bring", wraps=streaming._bring) as bring:
+        pipeline, counts = loaded(file, LEAST), {}
+        for speed in ("exact", "approx"):
+            bring.reset_mock()
+            found = made(pipeline, speed=speed, steps=4)
+            counts[speed] = sum("out_layers.0.weight" in " ".join(call.args[1].spots) for call in bring.call_args_list)
+    assert counts["approx"] <= counts["exact"]
+    assert same(found, made(loaded(file, RESIDENT), speed="approx", steps=4))
+
+
 def test_threads_share_a_pipeline(file: File) -> None:
     alone = [made(loaded(file, RESIDENT), seed=seed) for seed in range(4)]
     pipeline = loaded(file, LEAST)

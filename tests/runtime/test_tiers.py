@@ -81,6 +81,17 @@ def test_a_pipeline_asks_for_its_tier_and_forgets_what_was_made_of_weights_that_
     assert made[-1] is pipeline.unet and len(made) == 3
 
 
+def test_weights_that_a_lora_moved_are_quantised_again(made: list[Any]) -> None:
+    own: Any = nn.Linear(2, 2).requires_grad_(False)
+    held = Tiers()
+    first = held.unet(own, "fp8")
+    own.weight.copy_(own.weight + 1)
+    second = held.unet(own, "fp8")
+    own.bias = nn.Parameter(torch.ones(2), requires_grad=False)
+    third = held.unet(own, "fp8")
+    assert first is not second and third is not second and held.unet(own, "fp8") is third and len(made) == 3
+
+
 def test_fp8_is_near_the_exact_tier_and_leaves_it_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """By its reference, on the CPU."""
     monkeypatch.setattr(tiers, "check", lambda speed, device: None)
