@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint.lora import Pair, layers
-from ldm.models.unet import SpatialTransformer, UNet
+from ldm.models.unet import Downsample, ResBlock, SpatialTransformer, UNet, Upsample
 from ldm.train.recipe import LoraRecipe, Target
 
 
@@ -57,13 +57,13 @@ def adapt(unet: UNet, towers: Sequence[nn.Module], recipe: LoraRecipe) -> dict[s
 
 
 def _targets(unet: UNet, towers: Sequence[nn.Module], targets: Sequence[Target]) -> Iterator[nn.Module]:
-    """The layers of the recipe's targets. "convolution" is every layer of residual blocks and of the steps between resolutions."""
-    inside = {id(layer) for block in unet.modules() if isinstance(block, SpatialTransformer) for layer in block.modules()}
-    if "transformer" in targets:
-        yield from (layer for layer in unet.modules() if id(layer) in inside)
-    if "convolution" in targets:
-        stages = (unet.input_blocks, unet.middle_block, unet.output_blocks)
-        yield from (layer for stage in stages for layer in stage.modules() if id(layer) not in inside)
+    """The layers of the recipe's targets. "convolution" is every layer of residual blocks and of the steps between resolutions.
+
+    Source: sd-scripts `networks/lora.py`, whose modules these are; the first and the last convolution are of none of them.
+    """
+    kinds = {"transformer": (SpatialTransformer,), "convolution": (ResBlock, Downsample, Upsample)}
+    chosen = tuple(kind for target in targets for kind in kinds.get(target, ()))
+    yield from (layer for block in unet.modules() if isinstance(block, chosen) for layer in block.modules())
     if "towers" in targets:
         yield from (layer for tower in towers for layer in tower.modules())
 

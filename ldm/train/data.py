@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.errors import InputError
+from ldm.errors import InputError, LdmError
 from ldm.train import scenes
 from ldm.train.fitting import Size, sizes
 from ldm.train.scenes import COLOURS, Scene, Thing, draw, pick, tinted
@@ -114,7 +114,7 @@ class Ahead(Generic[T]):
     def __init__(self, make: Callable[[int], T], workers: int, end: int) -> None:
         self._make, self._workers, self._end = make, workers, end
         self._next = -1
-        self._made: Iterator[T] = iter(())
+        self._made: Iterator[T | LdmError] = iter(())
 
     def __call__(self, k: int) -> T:
         if not self._workers:
@@ -122,19 +122,27 @@ class Ahead(Generic[T]):
         if k != self._next:
             self._made = iter(self._begun(k))
         self._next = k + 1
-        return next(self._made)
+        made = next(self._made)
+        if isinstance(made, LdmError):
+            raise made
+        return made
 
-    def _begun(self, first: int) -> DataLoader[T]:
+    def _begun(self, first: int) -> DataLoader[T | LdmError]:
         calls = _Calls(self._make)
         return DataLoader(calls, batch_size=None, sampler=range(first, self._end), num_workers=self._workers, collate_fn=_same)
 
 
-class _Calls(Dataset[T]):
+class _Calls(Dataset[T | LdmError]):
+    """An error of ours is handed over as it is: the loader would put a traceback into its message."""
+
     def __init__(self, make: Callable[[int], T]) -> None:
         self._make = make
 
-    def __getitem__(self, k: int) -> T:
-        return self._make(k)
+    def __getitem__(self, k: int) -> T | LdmError:
+        try:
+            return self._make(k)
+        except LdmError as error:
+            return error
 
 
 def _same(value: T) -> T:

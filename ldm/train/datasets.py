@@ -5,6 +5,7 @@ Source of the grammar: sd-scripts `docs/config_README-en.md`.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -54,8 +55,7 @@ def _subset(path: Path, settings: Mapping[str, Any], found: Found) -> None:
     if isinstance(listing, str):
         part = collect(path.parent / listing)
     else:
-        suffix = settings.get("caption_extension")
-        part = _in(path.parent / str(place), (str(suffix),) if suffix else CAPTIONS, settings.get("class_tokens"))
+        part = _in(path.parent / str(place), _suffixes(settings, path), settings.get("class_tokens"))
     repeats = _whole(settings, "num_repeats", 1, path)
     keep = _whole(settings, "keep_tokens", 0, path) if settings.get("shuffle_caption") else None
     part.examples = [replace(each, repeats=each.repeats * max(repeats, 1), keep=keep) for each in part.examples]
@@ -63,6 +63,15 @@ def _subset(path: Path, settings: Mapping[str, Any], found: Found) -> None:
     left = sorted(name for name in settings if name in LEFT_OUT and settings[name] not in (False, 0, None))
     found.notes += [f"{path.name}: {', '.join(left)}: left out"] if left else []
     found.hints |= _hints(settings, path)
+
+
+def _suffixes(settings: Mapping[str, Any], path: Path) -> Sequence[str]:
+    given = settings.get("caption_extension")
+    if given is None:
+        return CAPTIONS
+    if not isinstance(given, str) or not re.fullmatch(r"\.[^/\\\0]+", given):
+        raise InputError(f"{path}: caption_extension {str(given)[:40]!r} is not acceptable: give one such as '.txt'")
+    return (given,)
 
 
 def _in(path: Path, suffixes: Sequence[str], words: Any) -> Found:

@@ -39,10 +39,10 @@ class Fit:
 def sizes(area: int, step: int, longest: float = 4.0) -> list[Size]:
     """The buckets of `area` pixels: sides that are multiples of `step`, no side ratio above `longest`, no bucket above `area`.
 
-    For each height the widest that the area allows, and the same turned; (512, 512) gives (512, 512), (448, 576), ... at step 64.
+    The largest square; for each height the widest that the area allows, and the same turned: (512, 512), (448, 576), ... at step 64.
     """
     top = math.isqrt(area) // step * step
-    found: set[Size] = set()
+    found: set[Size] = {(top, top)} if top else set()
     for short in range(step, top + 1, step):
         long = area // short // step * step
         if long <= longest * short:

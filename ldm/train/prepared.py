@@ -6,6 +6,7 @@ What is kept says which weights and files made it, and is made again when those 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import InputError, LdmError
+from ldm.opening import MAX_PIXELS
 from ldm.train.cache import fingerprint
 from ldm.train.data import to_tensor
 from ldm.train.fitting import Fit, Size, fit, sizes
@@ -109,10 +111,13 @@ def opened(examples: Sequence[Example], recipe: PicturesRecipe, seed: int, skipp
     for at, example in enumerate(examples):
         try:
             picture = example.open().rgb
+            place = fit((picture.height, picture.width), buckets, recipe.crop, np.random.default_rng([seed, 4, at]))
+            if math.prod(place.scaled) > MAX_PIXELS:
+                raise InputError(f"{example.name} is {picture.width}x{picture.height}: too long and thin for any bucket")
         except (LdmError, OSError) as error:
             skipped.append(str(error))
             continue
-        yield at, picture, fit((picture.height, picture.width), buckets, recipe.crop, np.random.default_rng([seed, 4, at]))
+        yield at, picture, place
 
 
 def cut(picture: Image.Image, place: Fit) -> Image.Image:

@@ -12,6 +12,8 @@ from ldm.models.shapes import Numbers
 from ldm.train.fitting import Crop
 
 Precision = Literal["float32", "bfloat16", "float16"]
+MOST = 10**9  # of steps
+SEEDS = 2**40  # below: (seed, step) make one number of 64 bits
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,16 @@ class Optim(Numbers):
     clip: float  # of the gradient's norm
     ema: float  # decay a step, once warm
     accumulate: int = 1  # batches whose gradients are summed for one step
+
+    def __post_init__(self) -> None:
+        self._ranges(1, MOST, "steps")
+        self._ranges(1, 65_536, "batch", "accumulate")
+        self._ranges(0, MOST, "warmup")
+        self._require(0 < self.lr <= 100, "lr", "expected above 0, up to 100")
+        self._require(0 <= self.final <= 1, "final", "expected 0 to 1")
+        self._require(0 <= self.weight_decay <= 100, "weight_decay", "expected 0 to 100")
+        self._require(0 < self.clip <= 1e9, "clip", "expected above 0, up to 1e9")
+        self._require(0 <= self.ema < 1, "ema", "expected 0 up to below 1")
 
     @property
     def pictures(self) -> int:
@@ -41,6 +53,16 @@ class Data(Numbers):
     crop_share: float  # of the pictures with one thing, windows of a larger canvas
     small_share: float  # of the pictures with one thing, enlarged from a smaller one
 
+    def __post_init__(self) -> None:
+        self._ranges(16, 4096, "size")
+        self._ranges(8, 256, "step")
+        self._require(self.step % 8 == 0, "step", "expected a multiple of 8")
+        self._require(self.size % self.step == 0, "size", f"expected a multiple of the step {self.step}")
+        self._ranges(1, 10**8, "pictures")
+        for key in ("other_shapes", "crop_share", "small_share"):
+            self._require(0 <= getattr(self, key) <= 1, key, "expected 0 to 1")
+        self._require(self.crop_share + self.small_share <= 1, "small_share", f"expected at most what crop_share {self.crop_share} leaves of 1")
+
 
 @dataclass(frozen=True)
 class VAERecipe(Numbers):
@@ -48,6 +70,11 @@ class VAERecipe(Numbers):
     gradient: float
     kl: float
     optim: Optim
+
+    def __post_init__(self) -> None:
+        self._ranges(8, 4096, "crop")
+        self._require(0 <= self.gradient <= 1000, "gradient", "expected 0 to 1000")
+        self._require(0 <= self.kl <= 1000, "kl", "expected 0 to 1000")
 
 
 @dataclass(frozen=True)
@@ -63,6 +90,11 @@ class UNetRecipe(Numbers):
     offset: float  # of offset noise
     optim: Optim
 
+    def __post_init__(self) -> None:
+        self._require(0 <= self.dropout <= 1, "dropout", "expected 0 to 1")
+        self._require(0 < self.gamma <= 1000, "gamma", "expected above 0, up to 1000")
+        self._require(0 <= self.offset <= 1, "offset", "expected 0 to 1")
+
 
 @dataclass(frozen=True)
 class Recipe(Numbers):
@@ -73,6 +105,9 @@ class Recipe(Numbers):
     vae: VAERecipe
     towers: TowersRecipe
     unet: UNetRecipe
+
+    def __post_init__(self) -> None:
+        self._ranges(0, SEEDS, "seed")
 
 
 Target = Literal["transformer", "convolution", "towers"]

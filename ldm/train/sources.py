@@ -92,7 +92,7 @@ def folder(path: Path, suffixes: Sequence[str] = CAPTIONS, words: str | None = N
     found, bare = Found(), 0
     for file in _files(path):
         if file.suffix.lower() == ".tar":
-            found.merge(tar(file))
+            found.merge(_shard(file))
         if file.suffix.lower() not in PICTURES:
             continue
         beside = next((each for each in _beside(file, suffixes) if each.is_file()), None)
@@ -153,11 +153,17 @@ def _listed(home: Path, line: bytes) -> Example:
     if name.is_absolute() or ".." in name.parts or name.suffix.lower() not in PICTURES:
         raise InputError(f"{str(name)[:80]!r} is not a picture inside the folder")
     text = next((entry[key] for key in ("text", "caption", "prompt") if key in entry), "")
-    if not isinstance(text, str):
-        raise InputError("its caption is not text")
+    caption = _told(text)
     if not (home / name).is_file():
         raise InputError(f"{str(name)[:80]} is not there")
-    return Example(home / name, _caption(text.encode("utf-8", "surrogatepass")), str(name))
+    return Example(home / name, caption, str(name))
+
+
+def _told(text: Any) -> str:
+    """A caption of JSON."""
+    if not isinstance(text, str):
+        raise InputError("its caption is not text")
+    return _caption(text.encode("utf-8", "surrogatepass"))
 
 
 def tar(path: Path) -> Found:
@@ -176,6 +182,14 @@ def tar(path: Path) -> Found:
     return found
 
 
+def _shard(path: Path) -> Found:
+    """One of several: what cannot be read is a line of the list."""
+    try:
+        return tar(path)
+    except (OSError, tarfile.TarError) as error:
+        return Found(skipped=[f"{path.name}: cannot be read ({error})"])
+
+
 def _member(path: Path, archive: tarfile.TarFile, picture: tarfile.TarInfo, members: Mapping[str, tarfile.TarInfo]) -> Example:
     caption = ""
     if ".txt" in members:
@@ -183,7 +197,7 @@ def _member(path: Path, archive: tarfile.TarFile, picture: tarfile.TarInfo, memb
     elif ".json" in members:
         entry = json.loads(_content(archive, members[".json"]))
         text = next((entry[key] for key in ("caption", "text", "prompt") if key in entry), "")
-        caption = _caption(text.encode("utf-8", "surrogatepass"))
+        caption = _told(text)
     return Example(path, caption, f"{path.name}:{picture.name}", (picture.offset_data, picture.size))
 
 

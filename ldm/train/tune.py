@@ -26,7 +26,7 @@ from ldm.train.fitting import Batches
 from ldm.train.losses import Weighting, diffusion_loss, level_weight, noised, target
 from ldm.train.noising import Noising
 from ldm.train.optim import autocast
-from ldm.train.recipe import LoraRecipe, Optim, PicturesRecipe, Precision, read_recipe
+from ldm.train.recipe import SEEDS, LoraRecipe, Optim, PicturesRecipe, Precision, read_recipe
 
 if TYPE_CHECKING:
     from ldm.models.clip import CLIPText
@@ -92,6 +92,7 @@ class TuneRecipe(Numbers):
     zero_terminal: bool = False  # noise levels that end in noise alone; of v-prediction
 
     def __post_init__(self) -> None:
+        self._ranges(0, SEEDS, "seed")
         for table in ("lora", "vae"):
             rule = f"expected a table [{table}] with {table!r}, and with nothing else"
             self._require((getattr(self, table) is not None) == (self.train == table), "train", rule)

@@ -35,21 +35,23 @@ def _pictured(shape: tuple[int, ...], more: Mapping[str, Any], bench: Bench) -> 
     return pictures.picture(bench, *shape, **more)
 
 
+def _compiled(side: int, seconds: int) -> Case:
+    """diffusers compiled, on the CPU."""
+    what = f"guided step, {side}x{side}, diffusers compiled"
+    return Case(f"step-{side}-compiled", what, {"cpu": seconds}, lambda bench: rows.step(bench, side, compiled=True), asked=True)
+
+
 CEILINGS = [
     Case("product", "matrix product of 8192 in bfloat16, on the CPU 2048 in float32", {"cpu": 10, "cuda": 15}, processes.product),
     Case("copy", "copy on the device, bytes read and written", {"cpu": 10, "cuda": 5}, processes.copy),
 ]
 STEPS = [
     Case("step-256", "guided step, 256x256", {"cpu": 240}, lambda bench: rows.step(bench, 256)),
+    Case("step-256-int8", "guided step, 256x256", {"cpu": 300}, lambda bench: rows.step_int8(bench, 256), "int8"),
+    _compiled(256, 900),
     Case("step-512", "guided step, 512x512", {"cpu": 720, "cuda": 30}, lambda bench: rows.step(bench, 512)),
     Case("step-512-int8", "guided step, 512x512", {"cpu": 900}, lambda bench: rows.step_int8(bench, 512), "int8"),
-    Case(
-        "step-512-compiled",
-        "guided step, 512x512, diffusers compiled",
-        {"cpu": 1500},
-        lambda bench: rows.step(bench, 512, compiled=True),
-        asked=True,
-    ),
+    _compiled(512, 1500),
     _gpu("step-1024", "guided step, 1024x1024", 30, lambda bench: rows.step(bench, 1024)),
     _gpu("step-1024-b4", "guided step, 1024x1024, batch 4", 40, lambda bench: rows.step(bench, 1024, 4)),
     _gpu("step-512-unguided", "step without guidance, 512x512", 20, lambda bench: rows.step(bench, 512, guided=False)),
