@@ -8,7 +8,8 @@ each of a place, a pair in a named relation, and a number of things. What is mea
 colour    the nearest of the twelve colours to the median of the picture's border is the one asked for
 top-1/5   what stands out from the background, cut out, is nearest to the picture of the thing asked for, or that is among the
           five nearest, of all things (for a pair: of both)
-position  the thing's centre is on the side asked for; of a pair, each is where it was asked for
+position  the thing's centre is on the side asked for; of a pair, each is nearer to what was asked for in its place than to the other,
+          and one of them is among the five nearest (of what is no thing at all, one half in two would be right)
 count     so many parts of like size stand out as were asked for
 all       all of these that apply, with top-5
 
@@ -32,6 +33,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ldm
+from ldm.commands.streams import complain
+from ldm.errors import LdmError
 from ldm.resources import configs
 from ldm.train.data import Composer, load_things, to_tensor
 from ldm.train.recipe import load_recipe
@@ -44,11 +47,15 @@ FAR = 40  # of 255: a pixel that differs so much from the border's median stands
 GRAIN = 32  # cells a side in which parts are told apart
 FILLED = 0.3  # of a cell
 SMALLEST = 0.25  # a part counts from this share of the largest
+NEAREST = 5  # things among which the one asked for has to be
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Verdict = dict[str, bool]
 
 
-def main() -> None:
+WAYS = ("drawn", "data", "vae")
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("things", type=Path)
     parser.add_argument("--model", help="default: the model in the box")
@@ -57,8 +64,19 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path, help="the first 64 pictures")
-    parser.add_argument("--only", default="drawn,data,vae")
+    parser.add_argument("--only", default=",".join(WAYS))
     args = parser.parse_args()
+    if args.count < 1 or args.seed < 0 or set(args.only.split(",")) - set(WAYS):
+        parser.error(f"give --count 1 or more, --seed 0 or more, and --only of {', '.join(WAYS)}")
+    try:
+        evaluate(args)
+    except LdmError as error:
+        complain(error)
+        return error.exit_code
+    return 0
+
+
+def evaluate(args: argparse.Namespace) -> None:
     composer = Composer(load_things(args.things), load_recipe(configs() / "train" / "emoji.toml").data, args.seed)
     scenes, judge = held_scenes(composer.things, args.count, args.seed), Judge(composer.things)
     makers, begun = ways(composer, ldm.load(args.model, device=args.device), args.seed), time.perf_counter()
@@ -66,7 +84,9 @@ def main() -> None:
     for way in args.only.split(","):
         pictures = [makers[way](scene, k) for k, scene in enumerate(scenes)]
         figures[way] = scores([judge(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)])
-        print(f"{way:6}", "  ".join(f"{name} {right}/{of} = {right / of:.2f}" for name, (right, of) in figures[way].items()), flush=True)
+        print(
+            f"{way:6}", "  ".join(f"{name} {right}/{of} = {right / of:.2f}" for name, (right, of) in figures[way].items() if of), flush=True
+        )
         if way == "drawn" and args.sheet:
             grid(pictures[:64], 8).save(args.sheet, optimize=True)
     print(f"{len(scenes)} prompts, {time.perf_counter() - begun:.0f} s")
@@ -148,12 +168,12 @@ class Judge:
         one, other = (each.thing for each in scene.placed)
         straight = [self._rank(pixels, box, scene.colour, None, thing) for box, thing in zip(boxes, (one, other), strict=True)]
         turned = [self._rank(pixels, box, scene.colour, None, thing) for box, thing in zip(boxes, (other, one), strict=True)]
-        position = all(boxes) and (one == other or sum(straight) < sum(turned))
+        position = all(boxes) and min(straight) < NEAREST and (one == other or sum(straight) < sum(turned))
         return self._ranked(min(straight, turned, key=sum)) | {"position": position}
 
     @staticmethod
     def _ranked(ranks: Sequence[int]) -> Verdict:
-        return {"top-1": bool(ranks) and max(ranks) < 1, "top-5": bool(ranks) and max(ranks) < 5}
+        return {"top-1": bool(ranks) and max(ranks) < 1, "top-5": bool(ranks) and max(ranks) < NEAREST}
 
     def _rank(self, pixels: np.ndarray, box: Box | None, colour: str, hue: str | None, thing: int) -> int:
         """How many things are nearer to what is in the box than `thing` is."""
@@ -234,4 +254,4 @@ def placed(box: Box | None, shape: tuple[int, ...], wanted: tuple[float, float])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

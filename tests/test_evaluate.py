@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image, ImageDraw
 from ldm.train.data import Composer
 from ldm.train.recipe import Data
 from ldm.train.scenes import RELATIONS, Placed, Scene, Thing
-from scripts.evaluate import Judge, held_scenes, parts, scores
+from scripts.evaluate import Judge, held_scenes, main, parts, scores
 
 SIZE = (96, 96)
 SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
@@ -76,3 +78,43 @@ def test_parts_that_do_not_touch_are_counted() -> None:
     mask[10:30, 10:30] = mask[10:30, 60:80] = mask[60:80, 10:30] = True
     mask[90:93, 90:93] = True  # a speck
     assert sorted(parts(mask)) == [(9, 9, 30, 30), (9, 60, 30, 81), (60, 9, 81, 30)]
+
+
+def test_a_pair_of_what_is_no_thing_is_nowhere(composer: Composer) -> None:
+    """Two blots, one a half: one of the two ways round is always the nearer."""
+    rng = np.random.default_rng(4)
+    many = [Thing(Image.fromarray(rng.integers(0, 255, (12, 12, 4), np.uint8)).resize((40, 40)), (f"thing {k}",)) for k in range(60)]
+    judge, picture = Judge(many), Image.new("RGB", SIZE, (15, 15, 18))
+    ImageDraw.Draw(picture).ellipse((8, 30, 40, 66), (200, 200, 60))
+    ImageDraw.Draw(picture).rectangle((56, 34, 88, 62), (60, 200, 200))
+    right = 0
+    for one in range(0, 60, 2):
+        placed = tuple(Placed(thing, 0.42, at) for thing, at in zip((one, one + 1), RELATIONS["to the left of"], strict=True))
+        right += judge(picture, Scene("pair", "black", placed, "", "to the left of"))["position"]
+    assert right <= 6  # of 30; by which way round is the nearer alone, about half
+
+
+def test_what_cannot_be_evaluated_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(tmp_path)])
+    assert main() == 2
+    assert "not a set of things" in capsys.readouterr().err
+    for flags in (["--count", "0"], ["--seed", "-1"], ["--only", "drawn,paint"]):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", str(tmp_path), *flags])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+
+
+def test_measures_that_apply_to_no_prompt_are_left_out(
+    composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = []
+    for k, thing in enumerate(composer.things):
+        thing.tile.save(tmp_path / f"{k}.png")
+        entries.append({"file": f"{k}.png", "names": thing.names, "plural": False, "weight": 1.0})
+    (tmp_path / "things.json").write_text(json.dumps(entries))
+    monkeypatch.setattr("sys.argv", ["evaluate.py", str(tmp_path), "--count", "1", "--only", "data", "--device", "cpu"])
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert "colour 1/1 = 1.00" in said and "position" not in said

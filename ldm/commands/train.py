@@ -30,13 +30,27 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["report"]:
         return _report(argv[1:])
     options = parser().parse_args(argv)
-    if options.export and options.export.exists() and not options.overwrite:
-        raise InputError(f"--export {options.export}: exists already: give another name, or --overwrite")
+    _check(options)
     from ldm.train.recipe import read_recipe
 
     if "train" in read_recipe(options.recipe):
         return _tune(options)
     return _stage(options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """InputError for what would be met after hours, or taken for something else."""
+    if options.export and options.export.exists() and not options.overwrite:
+        raise InputError(f"--export {options.export}: exists already: give another name, or --overwrite")
+    if options.export and not options.export.parent.is_dir():
+        raise InputError(f"--export {options.export}: there is no folder {options.export.parent}: make it first")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out}: not a folder: give another name")
+    if not options.minutes >= 0:
+        raise InputError(f"--minutes {options.minutes}: give 0 or more")
+    for name in ("every", "shard_mib"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
 
 
 def parser() -> Parser:
@@ -45,7 +59,9 @@ def parser() -> Parser:
     flags.add_argument("--data", type=Path, metavar="SOURCE", help="folder, .tar, .jsonl or sd-scripts' .toml; not the recipe's")
     flags.add_argument("-m", "--model", metavar="NAME", help="the model to begin with; not the recipe's, or random values")
     flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the run: states, metrics, samples, what is cached")
-    flags.add_argument("--export", type=Path, metavar="FILE", help="write what is trained when it ends; alone with --resume: at once")
+    flags.add_argument(
+        "--export", type=Path, metavar="FILE", help="write what is trained when it ends; in stages, without --stage: at once"
+    )
     flags.add_argument("--overwrite", action="store_true", help="let --export replace a file that exists")
     flags.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
     flags.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="stop in good order after this time")
@@ -131,7 +147,7 @@ def _watch(options: argparse.Namespace, run: Run, limits: Limits) -> None:
         from ldm.options import Job
 
         jobs = [task.job for task in prompts.read(options.samples, Job()).tasks]
-        watchers.append(Grids(run, jobs, max(options.every, 1), say))
+        watchers.append(Grids(run, jobs, options.every, say))
     if options.tensorboard:
         watchers.append(scalars(run.trainer.folder))
 

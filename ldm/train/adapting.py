@@ -85,5 +85,3 @@ def first_values(adapted: Mapping[str, Adapted], seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     for each in adapted.values():
         nn.init.kaiming_uniform_(each.lora_down.get_parameter("weight"), a=5**0.5, generator=random)
-
-

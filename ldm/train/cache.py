@@ -18,8 +18,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ldm.checkpoint.writer import save, tensor_items
-from ldm.errors import InputError
+from ldm.checkpoint.safetensors import read_header
+from ldm.checkpoint.writer import HASH, save, tensor_items
+from ldm.errors import FileError, InputError
 from ldm.train.data import RULES, Ahead, to_tensor
 from ldm.train.optim import autocast
 
@@ -73,11 +74,11 @@ def pictures(path: Path, composer: Composer, vae: VAE, precision: Precision, wor
     """The first samples of the composer, as many as its data says, encoded; read from `path` when it holds just these."""
     made_by = f"{composer.data} {composer.seed} {things_digest(composer.things)} {RULES} {precision}"
     source = f"{fingerprint(vae.state_dict())} {made_by}"
-    if path.exists() and read_source(path) == source:
+    if path.exists() and whole(path) and read_source(path) == source:
         return read_pictures(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors, captions = _encode(composer, vae, precision, workers, say)
-    save(path, tensor_items(tensors), {"source": source, "captions": json.dumps(captions)}, overwrite=True)
+    save(path, tensor_items(tensors), {"source": source, "captions": json.dumps(captions)}, overwrite=True, digest=True)
     return read_pictures(path)
 
 
@@ -85,9 +86,23 @@ def load_pictures(out: Path, vae: Mapping[str, Tensor]) -> Pictures:
     """The latents that a run's later stages were trained on. Raises InputError when there are none yet, or when another VAE made them."""
     if not (out / PICTURES).exists():
         raise InputError(f"{out / PICTURES}: no encoded pictures: train the stage 'towers' first")
+    if not whole(out / PICTURES):
+        raise InputError(f"{out / PICTURES} is damaged: go on with the stage 'unet', which encodes the pictures again")
     if not read_source(out / PICTURES).startswith(fingerprint(vae)):
         raise InputError(f"{out / PICTURES}: encoded by another VAE than the newest of {out / 'vae'}: train 'towers' and 'unet' again")
     return read_pictures(out / PICTURES)
+
+
+def whole(path: Path) -> bool:
+    """Whether a file of pictures can be read and has the bytes that it was written with."""
+    try:
+        header = read_header(path)
+    except FileError:
+        return False
+    with path.open("rb") as file:
+        file.seek(min(entry.start for entry in header.tensors.values()))
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    return "source" in header.metadata and header.metadata.get(HASH, f"0x{found}") == f"0x{found}"  # older files do not say it
 
 
 def read_source(path: Path) -> str:
@@ -98,7 +113,7 @@ def read_source(path: Path) -> str:
 def read_pictures(path: Path) -> Pictures:
     """Of a file that `pictures` wrote: all latents in one flat tensor, in the pictures' order."""
     with safe_open(path, "pt") as file:
-        flat, shapes, numbers = (file.get_tensor(name) for name in ("z", "shapes", "numbers"))
+        flat, shapes, numbers = (file.get_tensor(name).clone() for name in ("z", "shapes", "numbers"))  # not of the file, which may change
         captions: list[str] = json.loads(file.metadata()["captions"])
     parts = flat.split(shapes.prod(dim=1).tolist())
     return Pictures([part.view(shape) for part, shape in zip(parts, shapes.tolist(), strict=True)], numbers, captions)

@@ -7,6 +7,7 @@ crop numbers are what was really done (Podell et al. 2023, algorithm 1).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.errors import InputError, LdmError
 from ldm.train import scenes
 from ldm.train.fitting import Size, sizes
-from ldm.train.scenes import COLOURS, Scene, Thing, draw, pick, tinted
+from ldm.train.scenes import COLOURS, Scene, Thing, countable, draw, pick, tinted
 
 if TYPE_CHECKING:
     from ldm.train.recipe import Data
@@ -48,9 +49,19 @@ def load_things(folder: Path) -> list[Thing]:
     """The things that scripts/emoji.py wrote: `things.json` and one RGBA picture each. Raises InputError for a broken set."""
     try:
         index = json.loads((folder / "things.json").read_text(encoding="utf-8"))
-        return [Thing(Image.open(folder / e["file"]).convert("RGBA"), tuple(e["names"]), e["plural"], float(e["weight"])) for e in index]
+        things = [Thing(Image.open(folder / e["file"]).convert("RGBA"), tuple(e["names"]), e["plural"], float(e["weight"])) for e in index]
+        wrong = next((_fault(thing) for thing in things if _fault(thing)), "")
+        if wrong or not any(countable(thing) for thing in things):
+            raise ValueError(wrong or "none of them can be counted")
+        return things
     except (OSError, ValueError, KeyError, TypeError, UnidentifiedImageError) as error:
         raise InputError(f"{folder}: not a set of things ({error}): make one with scripts/emoji.py") from error
+
+
+def _fault(thing: Thing) -> str:
+    if not thing.names or not all(isinstance(name, str) and len(name) > 1 for name in thing.names):
+        return f"{thing.names!r:.80} are no names"
+    return "" if 0 < thing.weight < math.inf else f"{thing.names[0]!r:.80} has the weight {thing.weight}"
 
 
 class Composer:

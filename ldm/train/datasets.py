@@ -58,7 +58,10 @@ def _subset(path: Path, settings: Mapping[str, Any], found: Found) -> None:
         part = _in(path.parent / str(place), _suffixes(settings, path), settings.get("class_tokens"))
     repeats = _whole(settings, "num_repeats", 1, path)
     keep = _whole(settings, "keep_tokens", 0, path) if settings.get("shuffle_caption") else None
-    part.examples = [replace(each, repeats=each.repeats * max(repeats, 1), keep=keep) for each in part.examples]
+    if not repeats:
+        found.notes.append(f"{path.name}: num_repeats 0: {place or listing} is left out")
+        return
+    part.examples = [replace(each, repeats=each.repeats * repeats, keep=keep) for each in part.examples]
     found.merge(part)
     left = sorted(name for name in settings if name in LEFT_OUT and settings[name] not in (False, 0, None))
     found.notes += [f"{path.name}: {', '.join(left)}: left out"] if left else []
@@ -77,7 +80,7 @@ def _suffixes(settings: Mapping[str, Any], path: Path) -> Sequence[str]:
 def _in(path: Path, suffixes: Sequence[str], words: Any) -> Found:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder: image_dir is sought beside the dataset file")
-    return folder(path, suffixes, words if isinstance(words, str) else None)
+    return folder(path, suffixes, words if isinstance(words, str) else None, deep=False)
 
 
 def _hints(settings: Mapping[str, Any], path: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import NumericError
+from ldm.errors import LdmError, NumericError
 from ldm.train.optim import EMA, build_optimizer, learning_rate
 from ldm.train.sealed import WHOLE
 from ldm.train.state import load_state, optimizer_tensors, part, restore_optimizer, save_state
@@ -90,7 +90,8 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied.
 
-        In float16 a step whose gradients overflow is left out, at the next one they are scaled by half as much.
+        In float16 a step whose gradients overflow is left out, at the next one they are scaled by half as much; that they overflow unscaled
+        is an error too.
         """
         rate = learning_rate(self.step, self.numbers)
         for group in self.optimizer.param_groups:
@@ -98,7 +99,8 @@ class Trainer:
         value, figures = self._gradients()
         self.scaler.unscale_(self.optimizer)
         norm = float(nn.utils.clip_grad_norm_(self.task.module.parameters(), self.numbers.clip))
-        if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+        scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        if not math.isfinite(value) or not (math.isfinite(norm) or scaled):
             self.optimizer.zero_grad(set_to_none=True)
             raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume")
         self.scaler.step(self.optimizer)
@@ -130,26 +132,28 @@ def train(trainer: Trainer, limits: Limits) -> int:
         while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
             records.append(trainer.advance())
             limits.seen(trainer, records[-1])
-            if trainer.step % limits.log_every == 0 or trainer.step == trainer.numbers.steps:
-                pace = (trainer.step - first) * trainer.numbers.pictures / (time.monotonic() - begun)
-                _log(trainer, records, pace, limits.say)
-                records.clear()
+            if trainer.step % limits.log_every == 0:
+                _log(trainer, records, (trainer.step - first) / (time.monotonic() - begun), limits.say)
             if time.monotonic() - saved > limits.save_seconds:
                 trainer.save()
                 saved = time.monotonic()
-    except NumericError:
+        if records:
+            _log(trainer, records, (trainer.step - first) / (time.monotonic() - begun), limits.say)
+    except LdmError:
         trainer.save()  # nothing of the bad step was applied
         raise
     trainer.save()
     return trainer.step
 
 
-def _log(trainer: Trainer, records: list[dict[str, float]], pace: float, say: Callable[[str], None]) -> None:
-    """The means of the last steps, as a line of metrics.jsonl and as one for people."""
+def _log(trainer: Trainer, records: list[dict[str, float]], steps: float, say: Callable[[str], None]) -> None:
+    """The means of the last steps, so many of which a second takes, as a line of metrics.jsonl and as one for people; then none is left."""
     means = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
-    left = (trainer.numbers.steps - trainer.step) * trainer.numbers.pictures / pace / 60
+    records.clear()
+    left, pace = (trainer.numbers.steps - trainer.step) / steps / 60, steps * trainer.numbers.pictures
     trainer.folder.mkdir(parents=True, exist_ok=True)
-    line: dict[str, Any] = {"step": trainer.step, **means, "pictures_per_second": pace}
+    finite = {key: value for key, value in means.items() if math.isfinite(value)}  # JSON has no word for the others
+    line: dict[str, Any] = {"step": trainer.step, **finite, "pictures_per_second": pace}
     with (trainer.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items())

@@ -65,7 +65,7 @@ class MatchingTask:
     @property
     def learns_from(self) -> list[str]:
         """What decides the data, beside the recipe."""
-        return self.data.captions
+        return self.data.decided()
 
     def said(self) -> str:
         return f"{len(self.data.z):,} pictures, {len(set(self.data.captions)):,} captions"

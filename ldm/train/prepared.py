@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm.errors import InputError, LdmError
+from ldm.jobs.leftovers import sweep
 from ldm.opening import MAX_PIXELS
 from ldm.train.cache import fingerprint
 from ldm.train.data import to_tensor
@@ -46,6 +47,11 @@ class Prepared:
     keep: list[int | None]
     rows: list[int]  # the pictures of one epoch, those with repeats as often as they ask
     skipped: list[str]
+    folder: Path | None = None  # where the captions' features are kept beside the latents
+
+    def decided(self) -> list[str]:
+        """What decides a run's words and their order."""
+        return [*self.captions, *(f"{row} {self.keep[row]}" for row in self.rows)]
 
     def buckets(self) -> list[Size]:
         """Of each entry of `rows`."""
@@ -62,7 +68,7 @@ def prepare(folder: Path, found: Found, vae: VAE, recipe: PicturesRecipe, seed: 
     skipped = tell(found, note["skipped"], len(used), say)
     scale = vae.shape.scale
     z = [tensors[f"z.{at}"].float() * scale for at in range(len(used))]
-    return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], repeated(used), skipped)
+    return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], repeated(used), skipped, folder)
 
 
 def repeated(examples: Sequence[Example]) -> list[int]:
@@ -85,6 +91,7 @@ def _kept(record: Path, source: str) -> Kept | None:
 
 
 def _made(record: Path, source: str, made: Kept) -> Kept:
+    sweep(record.parent)
     seal(record, made[1], {"source": source, **made[0]})
     return made
 

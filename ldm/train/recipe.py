@@ -5,13 +5,14 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ldm.errors import InputError
 from ldm.models.shapes import Numbers
 from ldm.train.fitting import Crop
 
 Precision = Literal["float32", "bfloat16", "float16"]
+N = TypeVar("N", bound=Numbers)
 MOST = 10**9  # of steps
 SEEDS = 2**40  # below: (seed, step) make one number of 64 bits
 
@@ -61,7 +62,7 @@ class Data(Numbers):
         self._ranges(1, 10**8, "pictures")
         for key in ("other_shapes", "crop_share", "small_share"):
             self._require(0 <= getattr(self, key) <= 1, key, "expected 0 to 1")
-        self._require(self.crop_share + self.small_share <= 1, "small_share", f"expected at most what crop_share {self.crop_share} leaves of 1")
+        self._require(self.crop_share + self.small_share <= 1, "small_share", "expected at most what crop_share leaves of 1")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,16 @@ class PicturesRecipe(Numbers):
 
 def load_recipe(path: Path) -> Recipe:
     """The recipe in a TOML file. Raises InputError for a file that cannot be read and for unknown or missing keys."""
-    return Recipe.from_dict(read_recipe(path))
+    return filled(Recipe, path)
+
+
+def filled(kind: type[N], path: Path) -> N:
+    """A recipe of `kind`; errors name the file."""
+    values = read_recipe(path)
+    try:
+        return kind.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

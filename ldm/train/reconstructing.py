@@ -80,7 +80,7 @@ class WindowsTask(Reconstruction):
     @property
     def learns_from(self) -> list[str]:
         """What decides the data, beside the recipe."""
-        return [example.name for example in self.data.examples]
+        return [*(example.name for example in self.data.examples), *map(str, self.data.rows)]
 
     def said(self) -> str:
         buckets = {place.bucket for place in self.data.places}

@@ -29,6 +29,8 @@ def report(folder: Path, target: Path | None = None) -> Path:
     title = html.escape(folder.resolve().name)
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{''.join(parts)}"
     path = target or folder / "report.html"
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}: make it first")
     return write_atomic(path, lambda file: file.write(page.encode()), overwrite=True)
 
 
@@ -43,7 +45,16 @@ def _section(name: str, log: Path) -> str:
 
 
 def _lines(log: Path) -> Iterable[dict[str, float]]:
-    """The whole lines of a log; one that was cut by a kill is passed over."""
+    """The whole lines of a log; one that was cut by a kill is passed over, and steps that were made again count as they were last."""
+    kept: list[dict[str, float]] = []
+    for line in _whole(log):
+        while kept and kept[-1]["step"] >= line["step"]:
+            kept.pop()
+        kept.append(line)
+    return kept
+
+
+def _whole(log: Path) -> Iterable[dict[str, float]]:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             found: Any = json.loads(line)

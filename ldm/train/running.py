@@ -21,7 +21,7 @@ from ldm.checkpoint.safetensors import Header
 from ldm.checkpoint.writer import HASH, Item, save, tensor_items
 from ldm.errors import InputError
 from ldm.train.loop import Task, Trainer
-from ldm.train.tune import TuneRecipe, TuneTask
+from ldm.train.tune import TuneRecipe, TuneTask, check
 
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
@@ -35,6 +35,8 @@ KNOWN = {
     "sdxl-refiner": ("stable-diffusion-xl-v1-refiner", "sdxl_base_v1-0"),
     "sdxl-turbo": ("stable-diffusion-xl-turbo-v1", "sdxl_base_v1-0"),
 }
+
+ZERO_TERMINAL = "ztsnr"
 
 
 class Tuning(Task, Protocol):
@@ -81,9 +83,14 @@ def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *,
 
     A state is tied to the recipe, the model and the data: it is refused under others.
     """
+    if recipe.zero_terminal:  # so are the samples' noise levels
+        check(pipeline.family, recipe)
+        pipeline.family = dataclasses.replace(pipeline.family, zero_terminal=True)
     states = folder / "tune"
     if any(states.glob("state-*")) and not resume:
         raise InputError(f"{states} holds a run: continue it with --resume, or give another --out")
+    for line in _passed_over(found, recipe):
+        limits.say(line)
     task = task_of(pipeline, recipe, found, folder, limits.say)
     origin = _origin(recipe, pipeline, task.learns_from)
     trainer = Trainer(task, recipe.optim, states, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
@@ -92,6 +99,16 @@ def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *,
     where = f"resumed at step {trainer.step}" if resumed else "from step 0"
     limits.say(f"{recipe.train}: {count:,} values, {task.said()}, {where}")
     return Run(pipeline, recipe, task, trainer)
+
+
+def _passed_over(found: Found, recipe: TuneRecipe) -> Iterator[str]:
+    """What the source says of the run and the recipe says otherwise."""
+    taken = {"size": recipe.pictures.size, "step": recipe.pictures.step, "batch": recipe.optim.batch}
+    return (
+        f"the dataset file's {name} {value} is left out: the recipe has {taken[name]}"
+        for name, value in found.hints.items()
+        if value != taken[name]
+    )
 
 
 def task_of(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, say: Callable[[str], None]) -> Tuning:
@@ -111,7 +128,7 @@ def task_of(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, 
 
 
 def _origin(recipe: TuneRecipe, pipeline: Pipeline, learns_from: list[str]) -> str:
-    """What decides every step: the recipe but for the names of files, the model, the captions or the pictures."""
+    """What decides every step: the recipe but for the names of files, the model, the captions or the pictures and their order."""
     said = dataclasses.asdict(recipe) | {"model": None, "data": None}
     text = json.dumps([said, pipeline.source, learns_from], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -129,7 +146,7 @@ def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str
     if lora is not None and isinstance(run.task, TuneTask):
         items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, run.task, lora)
     else:
-        items, said = list(_replaced(base, run.task.official(mean))), model_metadata(run, base)
+        items, said = [*_replaced(base, run.task.official(mean)), *_markers(run.recipe, base)], model_metadata(run, base)
     save(path, items, {**said, **carried([base])}, overwrite=overwrite, digest=True)
     return f"{path}: {path.stat().st_size / 2**20:.1f} MiB, step {run.trainer.step}"
 
@@ -141,6 +158,12 @@ def _replaced(base: Header, new: Mapping[str, Tensor]) -> Iterator[Item]:
     for name, value in new.items():
         yield from tensor_items({name: value}, DTYPES[there[name].dtype])
     yield from (_copied(base, name) for name in base.tensors if spellings.get(name, name) not in new)
+
+
+def _markers(recipe: TuneRecipe, base: Header) -> Iterator[Item]:
+    """What tells others, and this engine, that the noise levels end in noise alone: the empty tensor of NoobAI-XL and ComfyUI."""
+    if recipe.zero_terminal and ZERO_TERMINAL not in base.tensors:
+        yield Item(ZERO_TERMINAL, "F16", (0,), b"")
 
 
 def _copied(base: Header, name: str) -> Item:
@@ -186,6 +209,7 @@ def lora_metadata(run: Run, task: TuneTask, lora: LoraRecipe) -> dict[str, str]:
         "ss_seed": str(recipe.seed),
         "ss_mixed_precision": {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}[recipe.precision],
         "ss_noise_offset": str(recipe.noise.offset),
+        "ss_zero_terminal_snr": str(family.zero_terminal),
         "ss_num_train_images": str(len(task.data.rows)),
         "ss_resolution": f"({size}, {size})",
         "ss_tag_frequency": json.dumps({"pictures": tags}, ensure_ascii=False),

@@ -81,8 +81,8 @@ def collect(path: Path) -> Found:
         raise InputError(f"{path}: cannot be read ({error}): check the source") from None
 
 
-def folder(path: Path, suffixes: Sequence[str] = CAPTIONS, words: str | None = None) -> Found:
-    """A folder's pictures, in the order of their names, and those of the folders in it.
+def folder(path: Path, suffixes: Sequence[str] = CAPTIONS, words: str | None = None, *, deep: bool = True) -> Found:
+    """A folder's pictures, in the order of their names, and, `deep`, those of the folders in it.
 
     A caption stands beside its picture under the same name; without one it is `words`, or nothing. A folder that holds a metadata.jsonl
     is read by that; shards (.tar) in the folder are read too.
@@ -90,7 +90,7 @@ def folder(path: Path, suffixes: Sequence[str] = CAPTIONS, words: str | None = N
     if (path / "metadata.jsonl").is_file():
         return jsonl(path / "metadata.jsonl")
     found, bare = Found(), 0
-    for file in _files(path):
+    for file in _files(path) if deep else sorted(each for each in path.iterdir() if each.is_file()):
         if file.suffix.lower() == ".tar":
             found.merge(_shard(file))
         if file.suffix.lower() not in PICTURES:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from ldm.errors import InputError
 from ldm.models.clip import CLIPText
@@ -66,6 +67,15 @@ def load_composer(recipe: Recipe, folder: Path) -> Composer:
     return Composer(load_things(folder), recipe.data, recipe.seed)
 
 
+def warmed(module: nn.Module, model: Pipeline, *given: nn.Module) -> None:
+    """Give `module` the weights of its like in `model`. Raises InputError where that is of another shape, or not there."""
+    state = given[0].state_dict() if given else {}
+    own = module.state_dict()
+    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in own.items()}:
+        raise InputError(f"{model.source}: of another family than the recipe's: give -m a model of that one, or leave it out")
+    module.load_state_dict(state)
+
+
 @dataclass
 class Stages:
     """What each stage needs, made when it is first asked for."""
@@ -78,6 +88,7 @@ class Stages:
 
     def task(self, stage: str) -> tuple[Task, Optim]:
         torch.manual_seed(self.recipe.seed)
+        self.check()
         if stage == "vae":
             return vae_task(self.first_vae(), self.composer, self.recipe, self.place.workers), self.recipe.vae.optim
         if stage == "towers":
@@ -88,6 +99,15 @@ class Stages:
             return unet_task(self.family, self.first_unet(), self.towers, self.pictures, self.recipe), self.recipe.unet.optim
         raise InputError(f"unknown stage {stage!r}: the stages are vae, towers and unet")
 
+    def check(self) -> None:
+        """InputError where the recipe does not fit the family or itself."""
+        data, crop, down = self.recipe.data, self.recipe.vae.crop, self.family.downscale
+        shortest = min(min(size) for size in [(data.size, data.size), *self.composer.others])
+        if data.step % down or crop % down:
+            raise InputError(f"data.step {data.step} and vae.crop {crop} have to be multiples of the family's {down}")
+        if crop > shortest:
+            raise InputError(f"vae.crop {crop} is more than the shortest side of a picture, {shortest}: give less")
+
     @cached_property
     def family(self) -> Family:
         return load_family(self.recipe.family)
@@ -95,15 +115,16 @@ class Stages:
     def first_vae(self) -> VAE:
         module = VAE(self.family.vae)
         if self.place.warm:
-            module.load_state_dict(self.place.warm.vae.state_dict())
+            warmed(module, self.place.warm, self.place.warm.vae)
         else:
             start_vae(module)
         return module.to(self.place.device)
 
     def first_matcher(self) -> Matcher:
         towers = [start_tower(CLIPText(shape)) for shape in self.family.towers]
-        for mine, theirs in zip(towers, self.place.warm.towers if self.place.warm else (), strict=False):
-            mine.load_state_dict(theirs.state_dict())
+        if (warm := self.place.warm) is not None:
+            for at, tower in enumerate(towers):
+                warmed(tower, warm, *warm.towers[at : at + 1])
         return Matcher(towers, self.family.vae.z_channels).to(self.place.device)
 
     def first_unet(self) -> UNet:
@@ -111,7 +132,7 @@ class Stages:
 
         module = UNet(self.family.unet)
         if self.place.warm:
-            module.load_state_dict(self.place.warm.unet.state_dict())
+            warmed(module, self.place.warm, self.place.warm.unet)
         else:
             start_unet(module)
         return module.to(self.place.device)

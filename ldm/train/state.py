@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.errors import InputError
+from ldm.jobs.leftovers import sweep
 from ldm.train.sealed import WHOLE, seal, unseal
 
 KEPT = 2  # states a stage
@@ -19,7 +20,7 @@ STEM = len("state-00000000")
 
 
 def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int = WHOLE, origin: str = "") -> list[Path]:
-    """Write state `step` and remove the oldest ones. A process killed anywhere in here leaves the state before it whole.
+    """Write state `step`; remove the oldest ones, and what killed processes had begun. One killed in here leaves the state before it whole.
 
     States of later steps, which a run that starts over after damage meets, are left alone and do not count. `shard`: bytes of a file;
     `origin`: of what run it is.
@@ -29,6 +30,7 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int =
     kept = sorted(each.stem for each in folder.glob("state-*.json") if each.stem <= record.stem)[-KEPT:]
     for old in (file for file in folder.glob("state-*") if file.name[:STEM] not in kept and file.name[:STEM] < record.stem):
         old.unlink()
+    sweep(folder)
     return files
 
 

@@ -26,7 +26,7 @@ from ldm.train.fitting import Batches
 from ldm.train.losses import Weighting, diffusion_loss, level_weight, noised, target
 from ldm.train.noising import Noising
 from ldm.train.optim import autocast
-from ldm.train.recipe import SEEDS, LoraRecipe, Optim, PicturesRecipe, Precision, read_recipe
+from ldm.train.recipe import SEEDS, LoraRecipe, Optim, PicturesRecipe, Precision, filled
 
 if TYPE_CHECKING:
     from ldm.models.clip import CLIPText
@@ -105,7 +105,7 @@ class TuneRecipe(Numbers):
 
 def load_tuning(path: Path) -> TuneRecipe:
     """The recipe in a TOML file. Raises InputError for a file that cannot be read and for unknown or missing keys."""
-    return TuneRecipe.from_dict(read_recipe(path))
+    return filled(TuneRecipe, path)
 
 
 class TuneTask:
@@ -122,7 +122,7 @@ class TuneTask:
         self.adapted = adapt(unet, towers, recipe.lora) if recipe.lora is not None else {}
         first_values(self.adapted, recipe.seed)
         self.module: nn.Module = gathered(self.adapted).to(self.device) if self.adapted else unet.requires_grad_(True)
-        self.words = Words(towers, data.captions, data.keep, live=learning)
+        self.words = Words(towers, data.captions, data.keep, live=learning, folder=data.folder)
         self.batches = Batches(data.buckets(), recipe.optim.batch, recipe.seed)
         self.sigmas = SigmaTable("float64", zero_terminal=recipe.zero_terminal or family.zero_terminal).sigmas
         if recipe.checkpointing:
@@ -148,7 +148,7 @@ class TuneTask:
     @property
     def learns_from(self) -> list[str]:
         """What decides the data, beside the recipe."""
-        return self.data.captions
+        return self.data.decided()
 
     def said(self) -> str:
         return f"{len(self.data.z):,} pictures in {len(set(self.data.buckets()))} buckets"
@@ -181,5 +181,11 @@ def compute_again(unet: UNet) -> None:
     """Keep the inputs of the blocks alone for the way back (Chen et al. 2016)."""
     for block in unet.modules():
         if isinstance(block, ResBlock | TransformerBlock):
-            forward: Callable[..., Any] = block.forward
-            block.forward = partial(checkpoint, forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = partial(_again, block.forward)  # type: ignore[method-assign]
+
+
+def _again(forward: Callable[..., Any], *given: Any) -> Any:
+    """Nothing in a block is random. Samples know no gradient: `checkpoint` would ask for generators' states, which a CUDA graph forbids."""
+    if not torch.is_grad_enabled():
+        return forward(*given)
+    return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False)

@@ -62,5 +62,6 @@ def scalars(folder: Path) -> Watcher:
     def write(trainer: Trainer, figures: Figures) -> None:
         for name, value in figures.items():
             writer.add_scalar(name, value, trainer.step)
+        writer.flush()  # what waits in its thread is lost when the run ends
 
     return write

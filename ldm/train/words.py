@@ -1,8 +1,10 @@
-"""Captions as the UNet reads them: features made once for captions that stay, or by the towers at every step."""
+"""Captions as the UNet reads them: features made once for captions that stay, and kept on disk, or by the towers at every step."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,26 +12,37 @@ from torch import Tensor
 from ldm.models.clip import CLIPText
 from ldm.text.prompt import chunks
 from ldm.text.tokenizer import encode, padded
+from ldm.train.cache import fingerprint
+from ldm.train.sealed import read_note, seal, unseal
 
 AT_ONCE = 64  # captions
-KEPT = 20_000  # captions whose features are made before the first step; of more, those of a batch at its step
+# Captions, and bytes, of features that are made before the first step; of more, those of a batch at its step.
+KEPT, HELD = 20_000, 2**32
+RECORD = "words.json"  # in the folder of a run
 
 
 class Words:
     """`read` gives the captions' context and pooled vector; `live`: the towers learn, so nothing can be kept.
 
     A caption with a number in `keep` has its comma-separated parts shuffled at every step, but for so many at its front. Of a long one the
-    first 75 tokens are read.
+    first 75 tokens are read. Features that are made once are kept in `folder`, where one is given.
     """
 
-    def __init__(self, towers: Sequence[CLIPText], captions: Sequence[str], keep: Sequence[int | None], *, live: bool = False) -> None:
+    def __init__(
+        self,
+        towers: Sequence[CLIPText],
+        captions: Sequence[str],
+        keep: Sequence[int | None],
+        *,
+        live: bool = False,
+        folder: Path | None = None,
+    ) -> None:
         self.towers, self.captions, self.keep = towers, captions, keep
         self.learning = live
-        self._kept: dict[str, tuple[Tensor, Tensor | None]] = {}
         texts = sorted({"", *captions})
-        self.live = live or any(each is not None for each in keep) or len(texts) > KEPT
-        if not self.live:
-            self._make(texts)
+        self.live = live or any(each is not None for each in keep) or len(texts) > KEPT or len(texts) * _size(towers) > HELD
+        made = {} if self.live else features(towers, texts, folder)
+        self._kept = {text: {name: values[at] for name, values in made.items()} for at, text in enumerate(texts if made else ())}
 
     def read(
         self, rows: Sequence[int], dropped: Sequence[bool], random: torch.Generator, device: torch.device
@@ -40,16 +53,35 @@ class Words:
             with torch.set_grad_enabled(self.learning):
                 return run(self.towers, texts)
         found = [self._kept[text] for text in texts]
-        pooled = [each[1] for each in found if each[1] is not None]
-        return torch.stack([each[0] for each in found]).float().to(device), torch.stack(pooled).to(device) if pooled else None
+        pooled = [each["pooled"] for each in found if "pooled" in each]
+        return torch.stack([each["context"] for each in found]).float().to(device), torch.stack(pooled).to(device) if pooled else None
 
-    @torch.no_grad()
-    def _make(self, texts: Sequence[str]) -> None:
-        for first in range(0, len(texts), AT_ONCE):
-            part = texts[first : first + AT_ONCE]
-            context, pooled = run(self.towers, part)
-            for at, text in enumerate(part):
-                self._kept[text] = (context[at].cpu(), None if pooled is None else pooled[at].cpu())
+
+def features(towers: Sequence[CLIPText], texts: Sequence[str], folder: Path | None) -> dict[str, Tensor]:
+    """context (N, 77, D) and pooled (N, P), if there is one, of all texts, on the CPU; from `folder` where these are kept there whole."""
+    if folder is None:
+        return _made(towers, texts)
+    record, marks = folder / RECORD, [fingerprint(tower.state_dict()) for tower in towers]
+    source = hashlib.sha256(repr((marks, list(texts))).encode()).hexdigest()
+    note = read_note(record)
+    kept = unseal(record) if note is not None and note.get("source") == source else None
+    if kept is not None:
+        return kept[1]
+    made = _made(towers, texts)
+    seal(record, made, {"source": source})
+    return made
+
+
+@torch.no_grad()
+def _made(towers: Sequence[CLIPText], texts: Sequence[str]) -> dict[str, Tensor]:
+    parts = [run(towers, texts[first : first + AT_ONCE]) for first in range(0, len(texts), AT_ONCE)]
+    context, pooled = [each[0].cpu() for each in parts], [each[1].cpu() for each in parts if each[1] is not None]
+    return {"context": torch.cat(context)} | ({"pooled": torch.cat(pooled)} if pooled else {})
+
+
+def _size(towers: Sequence[CLIPText]) -> int:
+    """Bytes of a caption's features."""
+    return 4 * sum(tower.shape.length * tower.shape.width + tower.shape.projection for tower in towers)
 
 
 def shuffled(caption: str, keep: int | None, random: torch.Generator) -> str:

@@ -90,3 +90,14 @@ def test_a_recipe_out_of_range_is_refused() -> None:
     for given, message in (((0, 1.0), "rank"), ((4, 0.0), "alpha"), ((4, 1.0, ()), "targets")):
         with pytest.raises(InputError, match=message):
             LoraRecipe(*given)  # type: ignore[arg-type]
+
+
+def test_convolutions_are_those_that_sd_scripts_adapts(networks: tuple[UNet, list[torch.nn.Module]]) -> None:
+    """Of residual blocks and of the steps between resolutions; neither the first and the last one nor the embeddings of time and size."""
+    unet, _ = networks
+    made = adapt(unet, [], LoraRecipe(2, 2.0, ("convolution",)))
+    places = {name.removeprefix("lora_unet_") for name in made}
+    assert not any(name.startswith(("input_blocks_0_", "out_2", "time_embed", "label_emb")) for name in places)
+    endings = ("in_layers_2", "out_layers_3", "emb_layers_1", "skip_connection", "_op", "_conv")
+    assert all(name.endswith(endings) for name in places)
+    assert {ending for ending in endings for name in places if name.endswith(ending)} == set(endings)

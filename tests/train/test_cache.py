@@ -52,3 +52,15 @@ def test_other_things_make_other_pictures(family: Family, composer: Composer, tm
 def test_missing_pictures_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="towers"):
         load_pictures(tmp_path, {})
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_damaged_pictures_are_made_again_and_never_read(family: Family, composer: Composer, tmp_path: Path, cut: bool) -> None:
+    vae, path, said = VAE(family.vae), tmp_path / "pictures.safetensors", list[str]()
+    first = pictures(path, composer, vae, "float32", 0, said.append)
+    data = path.read_bytes()
+    path.write_bytes(data[:-9] if cut else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(InputError, match="is damaged"):
+        load_pictures(tmp_path, vae.state_dict())
+    again = pictures(path, composer, vae, "float32", 0, said.append)
+    assert len(said) == 2 and all(torch.equal(one, other) for one, other in zip(first.z, again.z, strict=True))

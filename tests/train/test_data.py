@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldm.errors import InputError
 from ldm.train.data import JITTER, LONGEST, MARGIN, Ahead, Composer, load_things
@@ -93,4 +94,31 @@ def test_things_are_read_from_a_folder(tmp_path: Path, shapes: list[Thing]) -> N
     assert (thing.names, thing.weight, thing.tile.mode) == (("circle", "disc"), 0.5, "RGBA")
     (tmp_path / "circle.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"scripts/emoji\.py"):
+        load_things(tmp_path)
+
+
+def refusing(step: int) -> int:
+    if step == 1:
+        raise InputError("picture 1: is gone: put it back")
+    return step
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_ahead_is_said_in_its_own_line(workers: int) -> None:
+    ahead = Ahead(refusing, workers, 3)
+    assert ahead(0) == 0
+    with pytest.raises(InputError) as raised:
+        ahead(1)
+    assert str(raised.value) == "picture 1: is gone: put it back"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"names": []}, "are no names"), ({"weight": 0}, "has the weight 0"), ({"plural": True}, "none of them can be counted")],
+)
+def test_things_that_cannot_be_drawn_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    Image.new("RGBA", (4, 4)).save(tmp_path / "a.png")
+    entry = {"file": "a.png", "names": ["square"], "plural": False, "weight": 1.0}
+    (tmp_path / "things.json").write_text(json.dumps([entry | change]))
+    with pytest.raises(InputError, match=message):
         load_things(tmp_path)

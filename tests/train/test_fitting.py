@@ -85,3 +85,10 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
 def test_a_picture_of_its_buckets_shape_is_not_cut(crop: str) -> None:
     made = fit((64, 64), [(128, 128), (96, 160)], crop, np.random.default_rng(0))  # type: ignore[arg-type]
     assert (made.scaled, made.crop, made.numbers) == ((128, 128), (0, 0), (64, 64, 0, 0, 128, 128))
+
+
+@given(st.integers(16, 2000), st.sampled_from([8, 16, 64]))
+def test_a_square_picture_has_a_square_bucket_at_any_size(side: int, step: int) -> None:
+    if side >= step:
+        largest = side // step * step
+        assert (largest, largest) in sizes(side * side, step)

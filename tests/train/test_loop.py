@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ldm.models.shapes import Family
 from ldm.train.data import Composer
 from ldm.train.loop import Limits, Trainer, train
 from ldm.train.optim import EMA, build_optimizer, learning_rate
-from ldm.train.recipe import Recipe
+from ldm.train.recipe import Optim, Recipe
 from ldm.train.stages import run_stage
 from ldm.train.state import load_state
 
@@ -110,3 +111,75 @@ def test_embeddings_norms_and_biases_do_not_decay(recipe: Recipe) -> None:
     decayed, others = build_optimizer(module, recipe.unet.optim).param_groups
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
     assert (decayed["weight_decay"], others["weight_decay"]) == (recipe.unet.optim.weight_decay, 0.0)
+
+
+def test_what_is_left_when_a_run_ends_is_logged_too(recipe: Recipe, tmp_path: Path) -> None:
+    trainer = Trainer(Line(), recipe.vae.optim, tmp_path)
+    train(trainer, replace(stop_after(3), log_every=2))
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [2, 3]
+
+
+class Steep(Line):
+    """Whose gradients overflow in float16 but for the smallest scale, or at every one."""
+
+    def __init__(self, largest: float) -> None:
+        super().__init__()
+        self.largest = largest
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        value, figures = super().loss(step)
+        value.register_hook(lambda gradient: gradient if gradient.abs().max() <= self.largest else gradient * math.inf)
+        return value, figures
+
+
+def halves(task: Line, numbers: Optim, folder: Path) -> Trainer:
+    return Trainer(task, numbers, folder, precision="float16")
+
+
+def test_in_float16_steps_that_overflow_are_left_out_and_the_run_goes_on_to_the_bit(recipe: Recipe, tmp_path: Path) -> None:
+    numbers = replace(recipe.vae.optim, steps=12)
+    whole = halves(Steep(2.0**12), numbers, tmp_path / "whole")
+    before = {name: value.clone() for name, value in whole.task.module.state_dict().items()}
+    for _ in range(4):  # 2^16 to 2^13
+        assert not math.isfinite(whole.advance()["norm"])
+    assert all(torch.equal(before[name], value) for name, value in whole.task.module.state_dict().items())
+    whole.save()
+    assert train(whole, Limits(log_every=3)) == 12
+    assert any(not torch.equal(before[name], value) for name, value in whole.task.module.state_dict().items())
+    part = halves(Steep(2.0**12), numbers, tmp_path / "part")
+    for _ in range(7):
+        part.advance()
+    part.save()
+    rest = halves(Steep(2.0**12), numbers, tmp_path / "part")
+    assert rest.resume() and train(rest, Limits()) == 12
+    states = [newest(tmp_path / name) for name in ("whole", "part")]
+    assert states[0].keys() == states[1].keys() and "scaler.scale" in states[0]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_what_is_not_finite_stays_out_of_the_log(recipe: Recipe, tmp_path: Path) -> None:
+    """JSON has no word for it."""
+    train(halves(Steep(2.0**14), replace(recipe.vae.optim, steps=4), tmp_path), Limits(log_every=1))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=lambda word: pytest.fail(word)) for line in lines]
+    assert ["norm" in line for line in found] == [False, False, True, True]
+
+
+def test_in_float16_gradients_that_are_never_finite_end_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    trainer = halves(Steep(0.0), replace(recipe.vae.optim, steps=100), tmp_path)
+    with pytest.raises(NumericError, match="step 16"):
+        train(trainer, Limits())
+
+
+def test_a_step_without_its_pictures_leaves_the_state_before_it(recipe: Recipe, tmp_path: Path) -> None:
+    class Gone(Line):
+        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+            if step == 2:
+                raise InputError("batch 2: no picture of it can be opened any more: put the pictures back and resume")
+            return super().loss(step)
+
+    trainer = Trainer(Gone(), recipe.vae.optim, tmp_path)
+    with pytest.raises(InputError, match="put the pictures back"):
+        train(trainer, Limits())
+    found = load_state(tmp_path, pytest.fail)
+    assert found is not None and found[0] == 2

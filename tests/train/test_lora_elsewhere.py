@@ -18,18 +18,19 @@ from ldm.diffusion.samplers import get
 from ldm.diffusion.schedules import SigmaTable
 from ldm.measure import relative_error
 from ldm.train.adapting import adapt, first_values, gathered, pairs
-from ldm.train.recipe import LoraRecipe
+from ldm.train.recipe import LoraRecipe, Target
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path) -> None:
+@pytest.mark.parametrize("targets", [("transformer",), ("transformer", "convolution")])
+def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path, targets: tuple[Target, ...]) -> None:
     diffusers = pytest.importorskip("diffusers")
     pytest.importorskip("peft")
     from ldm.parity import foreign
 
     box = ldm.load(device="cpu", dtype="float32")
     unet, towers = copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers]
-    made = adapt(unet, towers, LoraRecipe(4, 2.0))
+    made = adapt(unet, towers, LoraRecipe(4, 2.0, targets))
     first_values(made, 3)
     draw = torch.Generator().manual_seed(4)
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,18 @@ def test_what_cannot_be_trained_so_is_refused(box: Pipeline, found: Found, tmp_p
     alone = Found(examples=found.examples[:1])
     with pytest.raises(InputError, match="one picture alone"):
         started(box, alone, tmp_path, recipe("towers"))
+
+
+def test_zero_terminal_snr_goes_with_the_model_and_into_its_samples(box: Pipeline, found: Found, tmp_path: Path) -> None:
+    told = read_header(find(None)).metadata
+    family = json.loads(told["ldm.family"]) | {"prediction": "v"}
+    base = save(tmp_path / "base.safetensors", tensor_items(load_file(find(None))), {**told, "ldm.family": json.dumps(family)})
+    pipeline = ldm.load(base, device="cpu", dtype="float32")
+    assert not pipeline.family.zero_terminal
+    made = TuneRecipe("unet", 1, "float32", PICTURES, OPTIM, zero_terminal=True)
+    run = start(pipeline, made, found, tmp_path / "run", resume=False, limits=Limits())
+    assert run.pipeline.family.zero_terminal
+    write(run, read_header(base), tmp_path / "new.safetensors")
+    again = ldm.load(tmp_path / "new.safetensors", device="cpu", dtype="float32")
+    assert (again.family.prediction, again.family.zero_terminal) == ("v", True)
+    write(run, read_header(tmp_path / "new.safetensors"), tmp_path / "newer.safetensors")  # has the mark already

@@ -12,7 +12,11 @@ from ldm.commands import main
 from ldm.errors import InputError
 from ldm.models.shapes import Family
 from ldm.resources import configs
-from ldm.train.recipe import load_recipe
+from ldm.train.data import Composer
+from ldm.train.loop import Limits
+from ldm.train.recipe import Recipe, load_recipe
+from ldm.train.stages import stage_trainer
+from tests.train.conftest import changed
 
 SHIPPED = configs() / "train" / "emoji.toml"
 
@@ -20,7 +24,7 @@ SHIPPED = configs() / "train" / "emoji.toml"
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(SHIPPED.read_text().replace("[unet]\n", "[unet]\ndropuot = 0.1\n"))
-    with pytest.raises(InputError, match="dropuot"):
+    with pytest.raises(InputError, match=r"recipe\.toml: UNetRecipe: unknown key 'dropuot'"):
         load_recipe(path)
 
 
@@ -43,3 +47,59 @@ def test_the_command_trains_and_says_what_is_wrong(tmp_path: Path, family: Famil
     assert (tmp_path / "run" / "vae" / "state-00000000.json").exists()
     assert main(["train", str(SHIPPED), "--stage", "towers", "--out", str(tmp_path / "none"), "--data", str(tmp_path)]) == 2
     assert "train the stage 'vae' first" in capsys.readouterr().err
+
+
+BAD = {
+    "unet.optim.steps": 0,
+    "towers.optim.batch": 0,
+    "vae.optim.lr": -0.1,
+    "unet.optim.warmup": -1,
+    "unet.optim.final": 1.5,
+    "unet.optim.weight_decay": -0.1,
+    "unet.optim.clip": 0.0,
+    "unet.optim.ema": 1.0,
+    "unet.optim.accumulate": 0,
+    "unet.dropout": 1.1,
+    "unet.gamma": 0.0,
+    "unet.offset": -0.1,
+    "vae.crop": 0,
+    "vae.kl": -1.0,
+    "data.step": 12,
+    "data.size": 120,
+    "data.pictures": 0,
+    "data.other_shapes": 2.0,
+    "data.small_share": 0.9,
+    "seed": -1,
+}
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_a_number_out_of_range_is_named(key: str) -> None:
+    values = load_recipe(SHIPPED).to_dict()
+    with pytest.raises(InputError, match=rf"\.{key.rpartition('.')[2]}: .* is not acceptable: expected"):
+        Recipe.from_dict(changed(values, {key: BAD[key]}))
+
+
+@pytest.mark.parametrize(("crop", "message"), [(36, "multiples of the family's 8"), (40, "shortest side of a picture, 32")])
+def test_windows_that_no_picture_has_are_refused(
+    crop: int, message: str, family: Family, recipe: Recipe, composer: Composer, tmp_path: Path
+) -> None:
+    recipe = Recipe.from_dict(changed(recipe.to_dict(), {"vae.crop": crop}))
+    with pytest.raises(InputError, match=message):
+        stage_trainer("vae", recipe, composer, tmp_path, resume=False, limits=Limits())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--minutes", "nan"], "--minutes nan"),
+        (["--minutes", "-1"], "--minutes -1"),
+        (["--every", "0"], "--every 0"),
+        (["--shard-mib", "0"], "--shard-mib 0"),
+        (["--export", "absent/x.safetensors"], "there is no folder absent"),
+        (["--out", __file__], "not a folder"),
+    ],
+)
+def test_flags_out_of_range_are_named(tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(SHIPPED), "--stage", "vae", "--out", str(tmp_path / "run"), *flags]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "run").exists()

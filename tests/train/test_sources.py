@@ -13,6 +13,8 @@ from PIL import Image
 
 from ldm.errors import InputError
 from ldm.train.datasets import read_dataset
+from ldm.train.prepared import opened
+from ldm.train.recipe import PicturesRecipe
 from ldm.train.sources import Example, Found, collect
 
 
@@ -184,3 +186,55 @@ def test_broken_pictures_raise_one_line_when_they_are_opened(tmp_path: Path) -> 
         assert name in str(caught.value) and "\n" not in str(caught.value)
     Image.new("CMYK", (8, 8)).save(tmp_path / "print.jpg")
     assert Example(tmp_path / "print.jpg", "", "print.jpg").open().rgb.mode == "RGB"
+
+
+def test_a_caption_of_a_shard_that_is_no_text_costs_one_example(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    path = shard(tmp_path / "x.tar", {"a.png": data.getvalue(), "a.json": b'{"caption": 7}', "b.png": data.getvalue(), "b.txt": b"whole"})
+    found = collect(path)
+    assert [caption for _, caption in said(found)] == ["whole"]
+    assert found.skipped == ["x.tar:a: its caption is not text"]
+
+
+def test_a_broken_shard_in_a_folder_is_a_line_of_the_list(tmp_path: Path) -> None:
+    picture(tmp_path / "one.png")
+    (tmp_path / "x.tar").write_bytes(b"no archive")
+    found = collect(tmp_path)
+    assert [name for name, _ in said(found)] == ["one.png"]
+    assert len(found.skipped) == 1 and found.skipped[0].startswith("x.tar: cannot be read")
+    (tmp_path / "set.toml").write_text('[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\n')
+    assert len(read_dataset(tmp_path / "set.toml").examples) == 1
+
+
+@pytest.mark.parametrize("value", ['"txt"', "5", '"./x"'])
+def test_a_caption_extension_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
+    picture(tmp_path / "one.png")
+    (tmp_path / "set.toml").write_text(f'[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\ncaption_extension = {value}\n')
+    with pytest.raises(InputError, match="caption_extension"):
+        read_dataset(tmp_path / "set.toml")
+
+
+def test_a_picture_that_no_memory_could_hold_in_its_bucket_is_left_out(tmp_path: Path) -> None:
+    picture(tmp_path / "long.png", size=(4000, 1))
+    picture(tmp_path / "plain.png")
+    skipped: list[str] = []
+    used = [at for at, _, _ in opened(collect(tmp_path).examples, PicturesRecipe(1024, 64), 1, skipped)]
+    assert used == [1] and skipped == ["long.png is 4000x1: too long and thin for any bucket"]
+
+
+def test_a_subset_of_no_repeats_is_left_out_as_sd_scripts_does(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / name / f"{name}.png")
+    subset = '[[datasets.subsets]]\nimage_dir = "{}"\nnum_repeats = {}\n'
+    (tmp_path / "set.toml").write_text("[[datasets]]\n" + subset.format("a", 0) + subset.format("b", 2))
+    found = read_dataset(tmp_path / "set.toml")
+    assert [(each.name, each.repeats) for each in found.examples] == [("b.png", 2)]
+    assert "set.toml: num_repeats 0: a is left out" in found.notes
+
+
+def test_folders_in_an_image_dir_are_subsets_of_their_own(tmp_path: Path) -> None:
+    for name in ("a/one", "a/b/two"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "set.toml").write_text("[[datasets]]\n" + "".join(f'[[datasets.subsets]]\nimage_dir = "{name}"\n' for name in ("a", "a/b")))
+    assert [each.name for each in read_dataset(tmp_path / "set.toml").examples] == ["one.png", "two.png"]

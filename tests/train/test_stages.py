@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ldm
+from ldm.errors import InputError
 from ldm.models.shapes import Family
 from ldm.train.data import Composer
 from ldm.train.export import export
@@ -44,3 +45,16 @@ def test_a_warm_start_has_the_model_s_weights_in_module_and_mean(
     mine, others = trainer.task.module.state_dict(), cold.task.module.state_dict()
     assert any(not torch.equal(mine[name], others[name]) for name in mine)
     assert trainer.step == 0
+
+
+@pytest.mark.parametrize("stage", ["vae", "towers", "unet"])
+def test_a_warm_start_from_another_family_is_refused(
+    stage: str, trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path, family: Family
+) -> None:
+    out = tmp_path / "again"
+    for before in ("vae", "towers"):
+        shutil.copytree(trained / before, out / before)
+    shutil.rmtree(out / stage, ignore_errors=True)
+    box = ldm.load(device="cpu", dtype="float32")
+    with pytest.raises(InputError, match="of another family"):
+        stage_trainer(stage, recipe, composer, out, resume=False, limits=Limits(), place=Place(torch.device("cpu"), box))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ldm.errors import InputError
+from ldm.files import lock
 from ldm.train import sealed
 from ldm.train.state import load_mean, load_state, save_state
 
@@ -115,3 +116,13 @@ def test_a_shard_that_is_gone_is_damage(tmp_path: Path) -> None:
     save_state(tmp_path, 1, tensors, 24)
     save_state(tmp_path, 2, tensors, 24)[1].unlink()
     assert step_of_any(tmp_path) == 1
+
+
+def test_what_a_killed_process_had_begun_is_removed(tmp_path: Path) -> None:
+    """And what a living one writes is not."""
+    dead, living = (tmp_path / f".state-00000002.safetensors.{name}.ldm.part" for name in ("aaaaaaaa", "bbbbbbbb"))
+    dead.write_bytes(b"half")
+    with living.open("wb") as file:
+        assert lock(file.fileno())
+        save(tmp_path, 3)
+        assert not dead.exists() and living.exists()

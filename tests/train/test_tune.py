@@ -241,3 +241,67 @@ def test_recipes_from_toml(tmp_path: Path, box: Pipeline, data: Prepared) -> Non
             load_tuning(tmp_path / "y.toml")
     with pytest.raises(InputError, match="zero_terminal with a model that predicts epsilon"):
         task_of(box, data, zero_terminal=True)
+
+
+def test_features_of_captions_are_kept_until_captions_or_towers_change(
+    box: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def words(*captions: str, towers: Any = box.towers) -> Words:
+        return Words(towers, captions, [None] * len(captions), folder=tmp_path)
+
+    def read(found: Words) -> list[torch.Tensor]:
+        return [each for each in found.read([0, 1], [False, True], torch.Generator(), torch.device("cpu")) if each is not None]
+
+    first = read(words("a cat", "a dog"))
+    monkeypatch.setattr("ldm.train.words.run", lambda *_: pytest.fail("made again"))
+    assert all(torch.equal(one, other) for one, other in zip(first, read(words("a cat", "a dog")), strict=True))
+    others = [copy.deepcopy(tower) for tower in box.towers]
+    with torch.no_grad():
+        next(others[0].parameters()).add_(1)
+    for made in (lambda: words("a cat", "a dog", towers=others), lambda: words("a cat", "an owl")):
+        with pytest.raises(pytest.fail.Exception):
+            made()
+    file = tmp_path / "words.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(pytest.fail.Exception):  # damaged
+        words("a cat", "a dog")
+
+
+def test_features_beyond_what_memory_is_meant_to_hold_are_made_at_each_step(box: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Words(box.towers, ["a cat"], [None]).live
+    monkeypatch.setattr("ldm.train.words.HELD", 2 * 4 * (77 * box.family.unet.context_dim + box.towers[1].shape.projection) - 1)
+    assert Words(box.towers, ["a cat"], [None]).live
+
+
+def test_a_state_is_of_its_pictures_order_too(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from ldm.train.running import start
+
+    def begun(repeats: int, keep: int | None, *, resume: bool) -> list[str]:
+        found, said = collect(folder), list[str]()
+        found.examples = [replace(each, repeats=repeats, keep=keep) for each in found.examples]
+        found.hints = {"size": 512, "batch": OPTIM.batch}
+        parts = copy.deepcopy(box.unet), box.vae, box.towers
+        run = start(Pipeline(box.family, *parts, source="box"), recipe(), found, tmp_path, resume=resume, limits=Limits(say=said.append))
+        run.trainer.save()
+        return said
+
+    said = begun(1, None, resume=False)
+    assert next(line for line in said if "left out" in line) == "the dataset file's size 512 is left out: the recipe has 64"
+    assert not any("batch" in line for line in said)
+    begun(1, None, resume=True)
+    for repeats, keep in ((2, None), (1, 1)):
+        with pytest.raises(InputError, match="of another recipe, model or captions"):
+            begun(repeats, keep, resume=True)
+
+
+def test_samples_of_blocks_that_are_computed_again_ask_for_nothing_more(
+    box: Pipeline, data: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(box, data, checkpointing=True)
+    monkeypatch.setattr("ldm.train.tune.checkpoint", lambda *_, **__: pytest.fail("computed again"))
+    with torch.no_grad():
+        task.loss(0)
+    with pytest.raises(pytest.fail.Exception):
+        task.loss(0)
