@@ -103,7 +103,7 @@ def test_everything_asked_for_reaches_the_pipeline(fake: Fake, tmp_path: Path) -
     words = "-p x -n y -W 64 -H 32 --steps 3 --cfg 2 --sampler heun --schedule simple -s 5 -b 2 --profile a1111 --set ensd=1"
     files = "-m m.safetensors --vae v.safetensors --device cpu --dtype float32 --max-header 32MiB --verify"
     assert sample(*f"{words} {files}".split()) == 0
-    how = {"device": "cpu", "dtype": "float32", "vae": "v.safetensors", "max_header": 2**25, "verify": True}
+    how = {"device": "cpu", "dtype": "float32", "vae_dtype": "auto", "vae": "v.safetensors", "max_header": 2**25, "verify": True}
     assert fake.loads == [("m.safetensors", how)]
     wanted = {"prompt": "x", "negative": "y", "width": 64, "height": 32, "steps": 3, "cfg": 2.0, "sampler": "heun", "schedule": "simple"}
     wanted |= {"sigmas": None, "seed": 5, "batch": 2, "profile": "a1111", "overrides": {"ensd": "1"}}
