@@ -78,6 +78,7 @@ NOT_RUN = {
         (*experiments.COMMANDS, "python -m scripts.experiments --write"),
         "minutes, or it writes the page: tests/train/test_experiments.py runs every experiment and writes another page",
     ),
+    "python -m scripts.needs --run FILE --size 512 --max-memory 8GiB": "weights of full size: tests/runtime has small ones",
     "python -m scripts.needs": "minutes, and an idle machine: tests/runtime/test_need.py counts the same",
 }
 
