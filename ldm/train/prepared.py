@@ -29,6 +29,7 @@ from ldm.train.sealed import read_note, seal, unseal
 
 if TYPE_CHECKING:
     from ldm.models.vae import VAE
+    from ldm.train.cache import Pictures
     from ldm.train.sources import Example, Found
 
 Say = Callable[[str], None]
@@ -69,6 +70,13 @@ def prepare(folder: Path, found: Found, vae: VAE, recipe: PicturesRecipe, seed: 
     scale = vae.shape.scale
     z = [tensors[f"z.{at}"].float() * scale for at in range(len(used))]
     return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], repeated(used), skipped, folder)
+
+
+def composed(pictures: Pictures) -> Prepared:
+    """Pictures of a new model's stages, with what brings their latents to a standard deviation of one as the scale."""
+    scale, count = pictures.scale, len(pictures.z)
+    z = [each.float() * scale for each in pictures.z]
+    return Prepared(z, pictures.numbers.float(), pictures.captions, [None] * count, list(range(count)), [])
 
 
 def repeated(examples: Sequence[Example]) -> list[int]:

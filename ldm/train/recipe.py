@@ -65,17 +65,25 @@ class Data(Numbers):
         self._require(self.crop_share + self.small_share <= 1, "small_share", "expected at most what crop_share leaves of 1")
 
 
-@dataclass(frozen=True)
-class VAERecipe(Numbers):
-    crop: int  # pixels a side of the windows it learns from
+class Windowed(Numbers):
+    """The ranges of what a VAE learns from, and by."""
+
+    crop: int
     gradient: float
     kl: float
-    optim: Optim
 
     def __post_init__(self) -> None:
         self._ranges(8, 4096, "crop")
         self._require(0 <= self.gradient <= 1000, "gradient", "expected 0 to 1000")
         self._require(0 <= self.kl <= 1000, "kl", "expected 0 to 1000")
+
+
+@dataclass(frozen=True)
+class VAERecipe(Windowed):
+    crop: int  # pixels a side of the windows it learns from
+    gradient: float
+    kl: float
+    optim: Optim
 
 
 @dataclass(frozen=True)

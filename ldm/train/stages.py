@@ -21,7 +21,6 @@ from ldm.train.cache import PICTURES, Pictures, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train
 from ldm.train.state import load_mean, part
-from ldm.train.towers import Matcher, TowersTask
 from ldm.train.towers import initialise as start_tower
 from ldm.train.vae import initialise as start_vae
 from ldm.train.vae import vae_task
@@ -92,7 +91,7 @@ class Stages:
         if stage == "vae":
             return vae_task(self.first_vae(), self.composer, self.recipe, self.place.workers), self.recipe.vae.optim
         if stage == "towers":
-            return TowersTask(self.first_matcher(), self.pictures, self.recipe), self.recipe.towers.optim
+            return self.matching(), self.recipe.towers.optim
         if stage == "unet":
             from ldm.train.unet import unet_task
 
@@ -120,12 +119,22 @@ class Stages:
             start_vae(module)
         return module.to(self.place.device)
 
-    def first_matcher(self) -> Matcher:
+    def matching(self) -> Task:
+        from ldm.train.matching import MatchingTask
+        from ldm.train.prepared import composed
+        from ldm.train.recipe import PicturesRecipe
+        from ldm.train.tune import TuneRecipe
+
+        data, optim = self.recipe.data, self.recipe.towers.optim
+        recipe = TuneRecipe("towers", self.recipe.seed, self.recipe.precision, PicturesRecipe(data.size, data.step), optim)
+        return MatchingTask(self.family, self.first_towers(), composed(self.pictures), recipe)
+
+    def first_towers(self) -> list[CLIPText]:
         towers = [start_tower(CLIPText(shape)) for shape in self.family.towers]
         if (warm := self.place.warm) is not None:
             for at, tower in enumerate(towers):
                 warmed(tower, warm, *warm.towers[at : at + 1])
-        return Matcher(towers, self.family.vae.z_channels).to(self.place.device)
+        return [tower.to(self.place.device) for tower in towers]
 
     def first_unet(self) -> UNet:
         from ldm.train.unet import initialise as start_unet

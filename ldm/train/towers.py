@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ldm.models.clip import CLIPText, TextOutput
-from ldm.text.prompt import chunks
-from ldm.text.tokenizer import encode, padded
-from ldm.train.fitting import Batches
 from ldm.train.losses import contrastive_loss
-from ldm.train.optim import autocast
-
-if TYPE_CHECKING:
-    from ldm.train.cache import Pictures
-    from ldm.train.recipe import Recipe
 
 SCALE_LIMIT = math.log(100.0)
 
@@ -70,29 +61,6 @@ def pooled(tower: CLIPText, ids: Tensor) -> Tensor:
     """The tower's own pooled vector, or for a tower without one its normed last layer at the first end token."""
     output: TextOutput = tower(ids)
     return tower.summary(ids, output.last) if output.pooled is None else output.pooled
-
-
-class TowersTask:
-    """The mean over the towers of the contrastive loss."""
-
-    def __init__(self, module: Matcher, pictures: Pictures, recipe: Recipe) -> None:
-        self.module, self.pictures, self.recipe = module, pictures, recipe
-        self.scale = pictures.scale
-        self.ids = [encode(caption) for caption in pictures.captions]
-        self.batches = Batches(pictures.buckets(), recipe.towers.optim.batch, recipe.seed)
-
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        rows, device = self.batches.rows(step), self.module.logit_scale.device
-        z = torch.stack([self.pictures.z[row] for row in rows]).float().to(device) * self.scale
-        ids = [self._ids(rows, tower).to(device) for tower in self.module.texts()]
-        with autocast(device, self.recipe.precision):
-            features = self.module.pictures(z), self.module.captions(ids)
-        return agreement(*features, self.module.logit_scale)
-
-    def _ids(self, rows: Sequence[int], tower: CLIPText) -> Tensor:
-        """(B, length of the longest): start, at most 75 of the caption's, end, the tower's padding."""
-        ids = torch.tensor([padded(chunks(self.ids[row], "cut")[0], tower.shape.pad_token) for row in rows])
-        return shortened(ids, tower.shape.vocab - 1)
 
 
 def agreement(pictures: Sequence[Tensor], captions: Sequence[Tensor], logit_scale: Tensor) -> tuple[Tensor, dict[str, float]]:

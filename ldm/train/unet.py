@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.models.unet import ResBlock, SpatialTransformer, UNet
 from ldm.train.noising import Noising
-from ldm.train.prepared import Prepared
+from ldm.train.prepared import composed
 from ldm.train.recipe import PicturesRecipe
 from ldm.train.tune import LossRecipe, TuneRecipe, TuneTask
 
@@ -23,17 +23,13 @@ if TYPE_CHECKING:
 
 
 def unet_task(family: Family, unet: UNet, towers: Sequence[CLIPText], pictures: Pictures, recipe: Recipe) -> TuneTask:
-    settings, count = recipe.unet, len(pictures.z)
-    loss = LossRecipe(settings.weighting, settings.gamma, dropout=settings.dropout)
+    settings = recipe.unet
     whole = TuneRecipe(
         *("unet", recipe.seed, recipe.precision, PicturesRecipe(recipe.data.size, recipe.data.step), settings.optim),
         noise=Noising(settings.offset),
-        loss=loss,
+        loss=LossRecipe(settings.weighting, settings.gamma, dropout=settings.dropout),
     )
-    scale, rows = pictures.scale, list(range(count))
-    z = [each.float() * scale for each in pictures.z]
-    data = Prepared(z, pictures.numbers.float(), pictures.captions, [None] * count, rows, [])
-    return TuneTask(family, unet, towers, data, whole)
+    return TuneTask(family, unet, towers, composed(pictures), whole)
 
 
 @torch.no_grad()
