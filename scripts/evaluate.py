@@ -1,9 +1,11 @@
 """How well the model in the box draws what it is asked for, on combinations that were held out of its training.
 
-    python scripts/evaluate.py THINGS [--model FILE] [--count 200] [--seed N] [--json FILE] [--sheet FILE.png] [--only drawn,data,vae]
+    python scripts/evaluate.py THINGS [--alike] [--model FILE] [--count 200] [--seed N] [--json FILE] [--sheet FILE.png]
+                               [--only drawn,data,vae]
 
-THINGS is the folder that scripts/emoji.py writes. The prompts are scenes with a held-out combination: two fifths of one thing, a fifth
-each of a place, a pair in a named relation, and a number of things. What is measured, by pixels alone:
+THINGS is the folder that scripts/emoji.py writes. Its things are asked for as often as in training, or with --alike each as often as
+any other; all of them can be mistaken for one. The prompts are scenes with a held-out combination: two fifths of one thing, a fifth each
+of a place, a pair in a named relation, and a number of things. What is measured, by pixels alone:
 
 colour    the nearest of the twelve colours to the median of the picture's border is the one asked for
 top-1/5   what stands out from the background, cut out, is nearest to the picture of the thing asked for, or that is among the
@@ -19,6 +21,7 @@ The same is measured of the training set's own pictures of these scenes ("data")
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -58,6 +61,7 @@ WAYS = ("drawn", "data", "vae")
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("things", type=Path)
+    parser.add_argument("--alike", action="store_true", help="every thing as often as any other")
     parser.add_argument("--model", help="default: the model in the box")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
@@ -77,7 +81,10 @@ def main() -> int:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    composer = Composer(load_things(args.things), load_recipe(configs() / "train" / "emoji.toml").data, args.seed)
+    things = load_things(args.things)
+    if args.alike:
+        things = [dataclasses.replace(thing, weight=1.0) for thing in things]
+    composer = Composer(things, load_recipe(configs() / "train" / "emoji.toml").data, args.seed)
     scenes, judge = held_scenes(composer.things, args.count, args.seed), Judge(composer.things)
     makers, begun = ways(composer, ldm.load(args.model, device=args.device), args.seed), time.perf_counter()
     figures = {}
@@ -91,7 +98,8 @@ def evaluate(args: argparse.Namespace) -> None:
             grid(pictures[:64], 8).save(args.sheet, optimize=True)
     print(f"{len(scenes)} prompts, {time.perf_counter() - begun:.0f} s")
     if args.json:
-        args.json.write_text(json.dumps({"count": len(scenes), "seed": args.seed, "scores": figures}, indent=1) + "\n", encoding="utf-8")
+        kept = {"count": len(scenes), "seed": args.seed, "alike": args.alike, "scores": figures}
+        args.json.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def held_scenes(things: Sequence[Thing], count: int, seed: int) -> list[Scene]:

@@ -22,21 +22,21 @@ from ldm.train.scenes import COLOURS
 
 PROMPTS = """
 a red apple on a blue background
-a banana on a purple background
-a strawberry on a white background
 a hamburger on a cyan background
 a cat on a pink background
-a dog on a green background
-a panda on an orange background
 a penguin on a yellow background
 a sunflower on a black background
-a rose on a grey background
-a star on a blue background
-a house on a green background
-a red car on a yellow background
 a rocket on a black background
 a guitar on an orange background
 a robot on a brown background
+a small strawberry on a white background
+a big panda on an orange background
+a purple rose on a white background
+a lemon on the left of a green background
+a star at the top of a blue background
+two owls on a purple background
+three bananas on a grey background
+a cloud above a house on a cyan background
 """
 
 

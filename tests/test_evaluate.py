@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,26 +13,14 @@ from ldm.train.data import Composer
 from ldm.train.recipe import Data
 from ldm.train.scenes import RELATIONS, Placed, Scene, Thing
 from scripts.evaluate import Judge, held_scenes, main, parts, scores
+from tests import things
 
 SIZE = (96, 96)
-SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
-    "disc": lambda draw: draw.ellipse((2, 2, 38, 38), (230, 200, 40, 255)),
-    "block": lambda draw: draw.rectangle((4, 4, 36, 36), (60, 200, 90, 255)),
-    "roof": lambda draw: draw.polygon([(20, 2), (38, 38), (2, 38)], (200, 60, 160, 255)),
-    "stick": lambda draw: draw.rectangle((14, 0, 26, 40), (70, 70, 220, 255)),
-    "ring": lambda draw: draw.ellipse((2, 2, 38, 38), None, (230, 60, 40, 255), 6),
-    "cross": lambda draw: draw.polygon([(20, 0), (26, 14), (40, 20), (26, 26), (20, 40), (14, 26), (0, 20), (14, 14)], (90, 220, 220, 255)),
-}
 
 
 @pytest.fixture
 def composer() -> Composer:
-    things = []
-    for name, paint in SHAPES.items():
-        tile = Image.new("RGBA", (41, 41), (0, 0, 0, 0))
-        paint(ImageDraw.Draw(tile))
-        things.append(Thing(tile.crop(tile.getbbox()), (name,)))
-    return Composer(things, Data(size=96, step=16, other_shapes=0.0, pictures=1, crop_share=0.0, small_share=0.0), 1)
+    return Composer(things.drawn(), Data(size=96, step=16, other_shapes=0.0, pictures=1, crop_share=0.0, small_share=0.0), 1)
 
 
 def shown(composer: Composer, scene: Scene) -> Image.Image:
@@ -107,13 +92,9 @@ def test_what_cannot_be_evaluated_is_said_in_a_line(
 
 
 def test_measures_that_apply_to_no_prompt_are_left_out(
-    composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    entries = []
-    for k, thing in enumerate(composer.things):
-        thing.tile.save(tmp_path / f"{k}.png")
-        entries.append({"file": f"{k}.png", "names": thing.names, "plural": False, "weight": 1.0})
-    (tmp_path / "things.json").write_text(json.dumps(entries))
+    things.write(tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate.py", str(tmp_path), "--count", "1", "--only", "data", "--device", "cpu"])
     assert main() == 0
     said = capsys.readouterr().out

@@ -20,8 +20,25 @@ from ldm.results import Result
 from ldm.train.data import Composer, load_things
 from ldm.train.recipe import Recipe, load_recipe
 from ldm.train.scenes import Scene, draw
-from scripts.grid import PROMPTS
 
+PROMPTS = """
+a red apple on a blue background
+a banana on a purple background
+a strawberry on a white background
+a hamburger on a cyan background
+a cat on a pink background
+a dog on a green background
+a panda on an orange background
+a penguin on a yellow background
+a sunflower on a black background
+a rose on a grey background
+a star on a blue background
+a house on a green background
+a red car on a yellow background
+a rocket on a black background
+a guitar on an orange background
+a robot on a brown background
+"""  # of one thing each, in the middle
 WIDEST = 680  # pixels of a figure
 SHADES = 128  # colours of a figure, whose file is small then
 APART = 1000  # seeds from one prompt to the next
@@ -89,7 +106,7 @@ class Asked:
             yield draw(rng, self.composer.things, kind="one"), rng
 
     def prompts(self) -> Iterator[tuple[str, int]]:
-        """Those of the README's grid, each with how many of `count` pictures are its."""
+        """PROMPTS, each with how many of `count` pictures are its."""
         texts = PROMPTS.strip().splitlines()
         return ((text, len(range(at, self.count, len(texts)))) for at, text in enumerate(texts[: self.count]))
 
