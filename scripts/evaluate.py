@@ -109,7 +109,7 @@ def held_scenes(things: Sequence[Thing], count: int, seed: int) -> list[Scene]:
         rng = np.random.default_rng([seed, 5, k])
         while True:
             scene = draw(rng, things, held=True, kind=KINDS[k % len(KINDS)])
-            if scene.colour in scene.caption.split(" on ")[-1].split() and scene.said != "and":
+            if scene.caption.endswith((f"{scene.colour} background", f" on {scene.colour}")) and scene.said != "and":
                 break
         found.append(scene)
     return found

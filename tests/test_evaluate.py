@@ -99,3 +99,9 @@ def test_measures_that_apply_to_no_prompt_are_left_out(
     assert main() == 0
     said = capsys.readouterr().out
     assert "colour 1/1 = 1.00" in said and "position" not in said
+
+
+def test_captions_name_the_background_that_is_measured(composer: Composer) -> None:
+    """Not by the colour of the thing: of a green thing on red no caption without the red is judged."""
+    for scene in held_scenes(composer.things, 200, 3):
+        assert f"{scene.colour} background" in scene.caption or scene.caption.endswith(f" on {scene.colour}")

@@ -17,6 +17,7 @@ from ldm.errors import InputError
 from ldm.flags import Parser
 
 if TYPE_CHECKING:
+    from ldm.options import Job
     from ldm.train.loop import Limits, Trainer
     from ldm.train.running import Run
     from ldm.train.sources import Found
@@ -97,9 +98,9 @@ def _tune(options: argparse.Namespace) -> int:
     found = _pictures(options, recipe)
     path = catalogue.find(options.model or recipe.model, "checkpoint", catalogue.places(options.models_dir))
     base, pipeline = read_header(path), load(path, device=options.device, dtype="float32")
-    limits = _limits(options)
+    limits, jobs = _limits(options), _samples(options)
     made = start(pipeline, recipe, found, options.out, resume=options.resume, limits=limits)
-    _watch(options, made, limits)
+    _watch(options, made, jobs, limits)
     from ldm.train.loop import train
 
     with _in_good_order(made.trainer):
@@ -137,16 +138,23 @@ def _limits(options: argparse.Namespace) -> Limits:
     return Limits(minutes=options.minutes, stop=lambda: bool(STOPS.number), say=say, **shard)
 
 
-def _watch(options: argparse.Namespace, run: Run, limits: Limits) -> None:
+def _samples(options: argparse.Namespace) -> list[Job]:
+    """What sample grids show, if they are asked for. Raises InputError for that, or TensorBoard, where it cannot be had."""
+    from ldm.jobs import prompts
+    from ldm.options import Job
+    from ldm.train.watching import writer_class
+
+    if options.tensorboard:
+        writer_class()
+    return [task.job for task in prompts.read(options.samples, Job()).tasks] if options.samples else []
+
+
+def _watch(options: argparse.Namespace, run: Run, jobs: list[Job], limits: Limits) -> None:
     """Sample grids and TensorBoard, as far as they are asked for."""
     from ldm.train.watching import Grids, Watcher, scalars
 
     watchers: list[Watcher] = []
-    if options.samples:
-        from ldm.jobs import prompts
-        from ldm.options import Job
-
-        jobs = [task.job for task in prompts.read(options.samples, Job()).tasks]
+    if jobs:
         watchers.append(Grids(run, jobs, options.every, say))
     if options.tensorboard:
         watchers.append(scalars(run.trainer.folder))

@@ -23,6 +23,7 @@ from ldm.checkpoint.writer import HASH, save, tensor_items
 from ldm.errors import FileError, InputError
 from ldm.train.data import RULES, Ahead, to_tensor
 from ldm.train.optim import autocast
+from ldm.train.state import load_mean
 
 if TYPE_CHECKING:
     from ldm.models.vae import VAE
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from ldm.train.recipe import Precision
     from ldm.train.scenes import Thing
 
+STAGES = ("vae", "towers", "unet")
+AFRESH = "remove the folders of the stages after it and train these again, or begin with another --out"
 PICTURES = "pictures.safetensors"  # in the folder of a run
 BATCH = 64
 
@@ -78,7 +81,8 @@ def pictures(path: Path, composer: Composer, vae: VAE, precision: Precision, wor
         return read_pictures(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors, captions = _encode(composer, vae, precision, workers, say)
-    save(path, tensor_items(tensors), {"source": source, "captions": json.dumps(captions)}, overwrite=True, digest=True)
+    tensors["captions"] = torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)  # so that the hash is of them too
+    save(path, tensor_items(tensors), {"source": source}, overwrite=True, digest=True)
     return read_pictures(path)
 
 
@@ -89,8 +93,13 @@ def load_pictures(out: Path, vae: Mapping[str, Tensor]) -> Pictures:
     if not whole(out / PICTURES):
         raise InputError(f"{out / PICTURES} is damaged: go on with the stage 'unet', which encodes the pictures again")
     if not read_source(out / PICTURES).startswith(fingerprint(vae)):
-        raise InputError(f"{out / PICTURES}: encoded by another VAE than the newest of {out / 'vae'}: train 'towers' and 'unet' again")
+        raise InputError(f"{out / PICTURES}: encoded by another VAE than the newest of {out / 'vae'}: {AFRESH}")
     return read_pictures(out / PICTURES)
+
+
+def built_on(out: Path, stage: str) -> str:
+    """What a state of `stage` has been trained upon: the weights of the stages before it. Raises InputError where one is not there."""
+    return " ".join(fingerprint(load_mean(out / each)) for each in STAGES[: STAGES.index(stage)])
 
 
 def whole(path: Path) -> bool:
@@ -102,7 +111,7 @@ def whole(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(min(entry.start for entry in header.tensors.values()))
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    return "source" in header.metadata and header.metadata.get(HASH, f"0x{found}") == f"0x{found}"  # older files do not say it
+    return "source" in header.metadata and "captions" in header.tensors and header.metadata.get(HASH) == f"0x{found}"
 
 
 def read_source(path: Path) -> str:
@@ -113,8 +122,9 @@ def read_source(path: Path) -> str:
 def read_pictures(path: Path) -> Pictures:
     """Of a file that `pictures` wrote: all latents in one flat tensor, in the pictures' order."""
     with safe_open(path, "pt") as file:
-        flat, shapes, numbers = (file.get_tensor(name).clone() for name in ("z", "shapes", "numbers"))  # not of the file, which may change
-        captions: list[str] = json.loads(file.metadata()["captions"])
+        names = ("z", "shapes", "numbers", "captions")
+        flat, shapes, numbers, text = (file.get_tensor(name).clone() for name in names)  # not of the file, which may change
+    captions: list[str] = json.loads(text.numpy().tobytes())
     parts = flat.split(shapes.prod(dim=1).tolist())
     return Pictures([part.view(shape) for part, shape in zip(parts, shapes.tolist(), strict=True)], numbers, captions)
 

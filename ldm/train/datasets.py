@@ -5,15 +5,17 @@ Source of the grammar: sd-scripts `docs/config_README-en.md`.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ldm.errors import InputError, near_matches
-from ldm.train.sources import CAPTIONS, Found, collect, folder
+from ldm.train.sources import CAPTIONS, PICTURES, Example, Found, collect, folder, jsonl, told
 
 # What sd-scripts reads, by level; the first are followed here, the others are said to be left out.
 FOLLOWED = {"image_dir", "num_repeats", "caption_extension", "class_tokens", "shuffle_caption", "keep_tokens", "metadata_file"}
@@ -52,8 +54,9 @@ def _subset(path: Path, settings: Mapping[str, Any], found: Found) -> None:
     place, listing = settings.get("image_dir"), settings.get("metadata_file")
     if not isinstance(place, str) and not isinstance(listing, str):
         raise InputError(f"{path}: a subset without image_dir: say which folder its pictures are in")
+    home = path.parent / place if isinstance(place, str) else None
     if isinstance(listing, str):
-        part = collect(path.parent / listing)
+        part = _listing(path.parent / listing, home)
     else:
         part = _in(path.parent / str(place), _suffixes(settings, path), settings.get("class_tokens"))
     repeats = _whole(settings, "num_repeats", 1, path)
@@ -61,7 +64,7 @@ def _subset(path: Path, settings: Mapping[str, Any], found: Found) -> None:
     if not repeats:
         found.notes.append(f"{path.name}: num_repeats 0: {place or listing} is left out")
         return
-    part.examples = [replace(each, repeats=each.repeats * repeats, keep=keep) for each in part.examples]
+    part.examples = [replace(each, repeats=each.repeats * repeats, keep=keep, caption=_first(each.caption)) for each in part.examples]
     found.merge(part)
     left = sorted(name for name in settings if name in LEFT_OUT and settings[name] not in (False, 0, None))
     found.notes += [f"{path.name}: {', '.join(left)}: left out"] if left else []
@@ -81,6 +84,39 @@ def _in(path: Path, suffixes: Sequence[str], words: Any) -> Found:
     if not path.is_dir():
         raise InputError(f"{path}: no such folder: image_dir is sought beside the dataset file")
     return folder(path, suffixes, words if isinstance(words, str) else None, deep=False)
+
+
+def _listing(path: Path, home: Path | None) -> Found:
+    """A `metadata_file`: sd-scripts' own JSON, or a list of another kind; names are of files in `home`, or beside it."""
+    if path.suffix.lower() == ".jsonl":
+        return jsonl(path, home)
+    if path.suffix.lower() != ".json":
+        return collect(path)
+    try:
+        given = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: no JSON of pictures ({str(error)[:80]}): give the metadata_file that sd-scripts would read") from None
+    found = Found()
+    for key, entry in _table(given, path).items():
+        found.take(key[:80], partial(_entry, home or path.parent, key, entry))
+    return found
+
+
+def _entry(home: Path, key: str, entry: Any) -> Example:
+    """`{"NAME": {"caption": ..., "tags": ...}}`, with or without the ending of the picture's name."""
+    named = home / key
+    if not isinstance(entry, dict) or ".." in named.parts or not named.is_relative_to(home):
+        raise InputError("no table of a picture inside the folder")
+    names = [named.name] if named.suffix.lower() in PICTURES else [named.name + suffix for suffix in PICTURES]
+    file = next((named.with_name(name) for name in names if named.with_name(name).is_file()), None)
+    if file is None:
+        raise InputError("is not there")
+    return Example(file, ", ".join(told(entry[part]) for part in ("caption", "tags") if entry.get(part)), key)
+
+
+def _first(caption: str) -> str:
+    """The line that sd-scripts reads of a caption."""
+    return caption.partition("\n")[0].strip()
 
 
 def _hints(settings: Mapping[str, Any], path: Path) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +22,15 @@ if TYPE_CHECKING:
     from ldm.train.recipe import Optim, Precision
 
 
+LOSS, PICTURES = "loss", "pictures"  # figures of a step
+SELDOM = 20  # times as long as a state takes to write, which is 41 GB for SDXL's UNet, passes before the next
+
+
 class Task(Protocol):
-    """What is trained: `module`, whose whole state is saved, and its loss at a step, which draws its data and noise from the step alone."""
+    """What is trained: `module`, whose whole state is saved, and its loss at a step, which draws its data and noise from the step alone.
+
+    The loss is a mean over the step's pictures; of the figures beside it `pictures` says how many, where it is not the batch.
+    """
 
     @property
     def module(self) -> nn.Module: ...
@@ -37,7 +44,7 @@ class Limits:
 
     minutes: float = math.inf
     stop: Callable[[], bool] = lambda: False
-    save_seconds: float = 120.0
+    save_seconds: float = 120.0  # from one state to the next; 0: after every step
     log_every: int = 20
     shard: int = WHOLE  # bytes of a file of a state
     seen: Callable[[Trainer, dict[str, float]], object] = lambda *_: None  # called after every step with its figures
@@ -108,17 +115,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.task.module, self.step)
-        return {"loss": value, "lr": rate, "norm": norm, **figures}
+        return {LOSS: value, "lr": rate, "norm": norm, **figures}
 
     def _gradients(self) -> tuple[float, dict[str, float]]:
-        """The gradients of one step's batches, summed where they lie; the means of loss and figures."""
-        count, seen = self.numbers.accumulate, []
+        """The gradients of one step's batches, summed where they lie; the means of loss and figures over their pictures.
+
+        Every picture weighs as much as any other, also one of a bucket's last batch, which is smaller.
+        """
+        count, seen = self.numbers.accumulate, list[dict[str, float]]()
         for k in range(count):
             loss, figures = self.task.loss(self.step * count + k)
-            self.scaler.scale(loss / count).backward()
-            seen.append({"": float(loss.detach()), **figures})
-        means = {key: sum(each[key] for each in seen) / count for key in seen[0]}
-        return means.pop(""), means
+            seen.append({PICTURES: self.numbers.batch, LOSS: float(loss.detach()), **figures})
+            self.scaler.scale(loss * (seen[-1][PICTURES] / self.numbers.pictures)).backward()
+        figures = means(seen) | {PICTURES: sum(each[PICTURES] for each in seen)}
+        return figures.pop(LOSS), figures
+
+
+def means(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of each figure over all pictures; of the pictures themselves over the records."""
+    whole = sum(record[PICTURES] for record in records)
+    told = {key: sum(record[key] * record[PICTURES] for record in records) / whole for key in records[0]}
+    return told | {PICTURES: whole / len(records)}
 
 
 def train(trainer: Trainer, limits: Limits) -> int:
@@ -127,34 +144,58 @@ def train(trainer: Trainer, limits: Limits) -> int:
     Where a step fails, the state before it is saved and the error raised.
     """
     begun = saved = time.monotonic()
-    first, records = trainer.step, []
+    pause, records, pace = limits.save_seconds, list[dict[str, float]](), Pace()
     try:
         while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
             records.append(trainer.advance())
+            pace.add(records[-1][PICTURES])
             limits.seen(trainer, records[-1])
             if trainer.step % limits.log_every == 0:
-                _log(trainer, records, (trainer.step - first) / (time.monotonic() - begun), limits.say)
-            if time.monotonic() - saved > limits.save_seconds:
+                _log(trainer, records, pace, limits.say)
+            if (now := time.monotonic()) - saved > pause:
                 trainer.save()
                 saved = time.monotonic()
-        if records:
-            _log(trainer, records, (trainer.step - first) / (time.monotonic() - begun), limits.say)
+                pause = limits.save_seconds and max(limits.save_seconds, SELDOM * (saved - now))
     except LdmError:
-        trainer.save()  # nothing of the bad step was applied
+        _end(trainer, records, pace, limits.say)  # nothing of the bad step was applied
         raise
-    trainer.save()
+    _end(trainer, records, pace, limits.say)
     return trainer.step
 
 
-def _log(trainer: Trainer, records: list[dict[str, float]], steps: float, say: Callable[[str], None]) -> None:
-    """The means of the last steps, so many of which a second takes, as a line of metrics.jsonl and as one for people; then none is left."""
-    means = {key: sum(record[key] for record in records) / len(records) for key in records[0]}
+def _end(trainer: Trainer, records: list[dict[str, float]], pace: Pace, say: Callable[[str], None]) -> None:
+    trainer.save()
+    if records:
+        _log(trainer, records, pace, say)
+
+
+class Pace:
+    """Of the steps that were added."""
+
+    def __init__(self) -> None:
+        self.begun, self.steps, self.seen = time.monotonic(), 0, 0.0
+
+    def add(self, pictures: float) -> None:
+        self.steps, self.seen = self.steps + 1, self.seen + pictures
+
+    def pictures(self) -> float:
+        """A second."""
+        return self.seen / (time.monotonic() - self.begun)
+
+    def minutes(self, steps: int) -> float:
+        """For so many steps more."""
+        return (time.monotonic() - self.begun) / self.steps * steps / 60
+
+
+def _log(trainer: Trainer, records: list[dict[str, float]], pace: Pace, say: Callable[[str], None]) -> None:
+    """The means of the last steps as a line of metrics.jsonl and as one for people; then none is left."""
+    told = means(records)
     records.clear()
-    left, pace = (trainer.numbers.steps - trainer.step) / steps / 60, steps * trainer.numbers.pictures
     trainer.folder.mkdir(parents=True, exist_ok=True)
-    finite = {key: value for key, value in means.items() if math.isfinite(value)}  # JSON has no word for the others
-    line: dict[str, Any] = {"step": trainer.step, **finite, "pictures_per_second": pace}
+    finite = {key: value for key, value in told.items() if math.isfinite(value)}  # JSON has no word for the others
+    line: dict[str, Any] = {"step": trainer.step, **finite, "pictures_per_second": pace.pictures()}
     with (trainer.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-    figures = "  ".join(f"{key} {value:.4g}" for key, value in means.items())
-    say(f"step {trainer.step}/{trainer.numbers.steps}  {figures}  {pace:.1f} pictures/s  {left:.1f} min left")
+    figures = "  ".join(f"{key} {value:.4g}" for key, value in told.items() if key != PICTURES)
+    left = pace.minutes(trainer.numbers.steps - trainer.step)
+    say(f"step {trainer.step}/{trainer.numbers.steps}  {figures}  {pace.pictures():.1f} pictures/s  {left:.1f} min left")

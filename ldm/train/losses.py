@@ -43,7 +43,7 @@ def diffusion_loss(predicted: Tensor, wanted: Tensor, weight: Tensor, huber: flo
     """
     squares = (predicted.float() - wanted.float()).square()
     if huber:
-        squares = 2 * huber * ((squares + huber**2).sqrt() - huber)
+        squares = 2 * huber * squares / ((squares + huber**2).sqrt() + huber)  # the same, without the difference of what is nearly equal
     return (squares.mean(dim=(1, 2, 3)) * weight).mean()
 
 

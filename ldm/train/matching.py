@@ -50,7 +50,8 @@ class MatchingTask:
             pictures = self.features(rows)
             with torch.set_grad_enabled(step >= self.recipe.towers.alone):
                 captions = self.module.captions(ids)
-        return agreement(pictures, captions, self.module.logit_scale)
+        loss, figures = agreement(pictures, captions, self.module.logit_scale)
+        return loss, figures | {"pictures": len(rows)}
 
     def features(self, rows: Sequence[int]) -> list[Tensor]:
         """Of the pictures of `rows`, by tower (B, D); those of one size go through the encoder together."""

@@ -37,6 +37,7 @@ KNOWN = {
 }
 
 ZERO_TERMINAL = "ztsnr"
+FREE = ("steps", "lr", "warmup", "final", "clip", "ema")  # of the optimiser's numbers: a run may go on with others
 
 
 class Tuning(Task, Protocol):
@@ -91,8 +92,9 @@ def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *,
         raise InputError(f"{states} holds a run: continue it with --resume, or give another --out")
     for line in _passed_over(found, recipe):
         limits.say(line)
+    model = _known_by(pipeline)  # before it is adapted
     task = task_of(pipeline, recipe, found, folder, limits.say)
-    origin = _origin(recipe, pipeline, task.learns_from)
+    origin = _origin(recipe, model, task.learns_from)
     trainer = Trainer(task, recipe.optim, states, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
@@ -127,11 +129,22 @@ def task_of(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, 
     return TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe)
 
 
-def _origin(recipe: TuneRecipe, pipeline: Pipeline, learns_from: list[str]) -> str:
-    """What decides every step: the recipe but for the names of files, the model, the captions or the pictures and their order."""
+def _origin(recipe: TuneRecipe, model: str, learns_from: list[str]) -> str:
+    """What a run is of: the recipe but for the names of files and how fast it learns, the model, the captions or pictures, their order."""
     said = dataclasses.asdict(recipe) | {"model": None, "data": None}
-    text = json.dumps([said, pipeline.source, learns_from], sort_keys=True)
+    said["optim"] = {name: value for name, value in said["optim"].items() if name not in FREE}
+    text = json.dumps([said, model, learns_from], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _known_by(pipeline: Pipeline) -> str:
+    """sha256 of the first values of every tensor: no two models that were trained apart share them all, and it takes no time."""
+    digest = hashlib.sha256(pipeline.family.name.encode())
+    for module in (pipeline.unet, pipeline.vae, *pipeline.towers):
+        for name, value in module.state_dict().items():
+            first = (value[0] if value.dim() > 1 else value).reshape(-1)[:64].float().cpu()
+            digest.update(name.encode() + first.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str:
@@ -181,7 +194,7 @@ def _copied(base: Header, name: str) -> Item:
 def model_metadata(run: Run, base: Header) -> dict[str, str]:
     """What the file says of itself: what the old one said but for its hash and name, and how it was made."""
     told = {name: text for name, text in base.metadata.items() if name not in (HASH, "modelspec.title", "modelspec.description")}
-    how = f"{base.path.stem}, {run.trainer.step} steps of {run.recipe.optim.pictures} pictures further"
+    how = f"{base.path.stem}, {run.trainer.step} steps of up to {run.recipe.optim.pictures} pictures further"
     return {"format": "pt", **told, "modelspec.title": f"{base.path.stem} tuned", "modelspec.description": how}
 
 

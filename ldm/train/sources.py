@@ -135,13 +135,13 @@ def _caption(raw: bytes) -> str:
     return text
 
 
-def jsonl(path: Path) -> Found:
-    """One object a line: `file_name`, inside the folder of the list, and `text` (or `caption`, `prompt`)."""
+def jsonl(path: Path, home: Path | None = None) -> Found:
+    """One object a line: `file_name`, inside `home` or the folder of the list, and `text` (or `caption`, `prompt`)."""
     found = Found()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                found.take(f"{path.name} line {number}", partial(_listed, path.parent, line))
+                found.take(f"{path.name} line {number}", partial(_listed, home or path.parent, line))
     return found
 
 
@@ -153,13 +153,13 @@ def _listed(home: Path, line: bytes) -> Example:
     if name.is_absolute() or ".." in name.parts or name.suffix.lower() not in PICTURES:
         raise InputError(f"{str(name)[:80]!r} is not a picture inside the folder")
     text = next((entry[key] for key in ("text", "caption", "prompt") if key in entry), "")
-    caption = _told(text)
+    caption = told(text)
     if not (home / name).is_file():
         raise InputError(f"{str(name)[:80]} is not there")
     return Example(home / name, caption, str(name))
 
 
-def _told(text: Any) -> str:
+def told(text: Any) -> str:
     """A caption of JSON."""
     if not isinstance(text, str):
         raise InputError("its caption is not text")
@@ -197,7 +197,7 @@ def _member(path: Path, archive: tarfile.TarFile, picture: tarfile.TarInfo, memb
     elif ".json" in members:
         entry = json.loads(_content(archive, members[".json"]))
         text = next((entry[key] for key in ("caption", "text", "prompt") if key in entry), "")
-        caption = _told(text)
+        caption = told(text)
     return Example(path, caption, f"{path.name}:{picture.name}", (picture.offset_data, picture.size))
 
 

@@ -17,7 +17,7 @@ from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, load_family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
-from ldm.train.cache import PICTURES, Pictures, pictures
+from ldm.train.cache import PICTURES, STAGES, Pictures, built_on, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train
 from ldm.train.state import load_mean, part
@@ -55,7 +55,7 @@ def stage_trainer(
     if any((out / stage).glob("state-*")) and not resume:
         raise InputError(f"{out / stage} holds a run: continue it with --resume, or give another --out")
     task, numbers = Stages(recipe, composer, out, limits.say, place or Place(torch.device("cpu"))).task(stage)
-    trainer = Trainer(task, numbers, out / stage, limits.say, shard=limits.shard)
+    trainer = Trainer(task, numbers, out / stage, limits.say, origin=built_on(out, stage), shard=limits.shard)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters())
     limits.say(f"{stage}: {count:,} values, {'resumed at' if resumed else 'from'} step {trainer.step}")
@@ -96,7 +96,7 @@ class Stages:
             from ldm.train.unet import unet_task
 
             return unet_task(self.family, self.first_unet(), self.towers, self.pictures, self.recipe), self.recipe.unet.optim
-        raise InputError(f"unknown stage {stage!r}: the stages are vae, towers and unet")
+        raise InputError(f"unknown stage {stage!r}: the stages are {', '.join(STAGES)}")
 
     def check(self) -> None:
         """InputError where the recipe does not fit the family or itself."""

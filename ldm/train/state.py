@@ -16,6 +16,7 @@ from ldm.jobs.leftovers import sweep
 from ldm.train.sealed import WHOLE, seal, unseal
 
 KEPT = 2  # states a stage
+OTHER = "of another recipe, model or data, or built on other stages: go on with those, or give another --out"
 STEM = len("state-00000000")
 
 
@@ -43,15 +44,15 @@ def load_state(folder: Path, say: Callable[[str], None], origin: str = "") -> tu
         found = unseal(record)
         if found is not None and isinstance(found[0].get("step"), int):
             if origin and found[0].get("origin") not in ("", None, origin):
-                raise InputError(f"{record}: of another recipe, model or captions: go on with those, or give another --out")
+                raise InputError(f"{record}: {OTHER}")
             return found[0]["step"], found[1]
         say(f"{record.stem} is damaged: passed over")
     return None
 
 
-def load_mean(folder: Path) -> dict[str, Tensor]:
-    """The moving average of a stage's newest state. Raises InputError when the stage has not been trained."""
-    found = load_state(folder, lambda _: None)
+def load_mean(folder: Path, origin: str = "") -> dict[str, Tensor]:
+    """The moving average of a stage's newest state. Raises InputError when the stage has not been trained, or not from `origin`."""
+    found = load_state(folder, lambda _: None, origin)
     if found is None:
         raise InputError(f"{folder}: no trained state: train the stage {folder.name!r} first")
     return part(found[1], "ema.")

@@ -138,7 +138,7 @@ class TuneTask:
             context, pooled = self.words.read(rows, dropped, random, self.device)
             predicted = self.unet.denoise(x, t.float(), context, self._vector(pooled, rows))
         plain = (predicted.detach().float() - wanted).square().mean()
-        return diffusion_loss(predicted, wanted, weight, settings.huber), {"mse": float(plain)}
+        return diffusion_loss(predicted, wanted, weight, settings.huber), {"mse": float(plain), "pictures": len(rows)}
 
     @property
     def learns_from(self) -> list[str]:
@@ -166,6 +166,8 @@ def check(family: Family, recipe: TuneRecipe) -> None:
     """InputError for what does not go together."""
     if recipe.zero_terminal and family.prediction != "v":
         raise InputError("zero_terminal with a model that predicts epsilon: at its last step there is nothing to learn: leave it out")
+    if recipe.zero_terminal and recipe.loss.weighting != "none":
+        raise InputError(f"zero_terminal with the weighting {recipe.loss.weighting!r}: the last step would count nothing: give 'none'")
     if recipe.pictures.step % family.downscale:
         raise InputError(f"pictures.step {recipe.pictures.step} is no multiple of the model's {family.downscale}: give one that is")
     if recipe.vae is not None and recipe.vae.crop % family.downscale:

@@ -50,7 +50,7 @@ class Reconstruction:
             decoded = self.module.decode(mean + (logvar / 2).exp() * noise).float()
         parts = {"l1": (decoded - image).abs().mean(), "gradient": gradient_loss(decoded, image), "kl": kl_loss(mean, logvar)}
         loss = parts["l1"] + self.weights.gradient * parts["gradient"] + self.weights.kl * parts["kl"]
-        return loss, {name: float(value.detach()) for name, value in parts.items()}
+        return loss, {name: float(value.detach()) for name, value in parts.items()} | {"pictures": len(image)}
 
 
 def vae_task(vae: VAE, composer: Composer, recipe: Recipe, workers: int = 0) -> Reconstruction:

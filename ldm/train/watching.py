@@ -51,13 +51,18 @@ def tiled(pictures: Sequence[Image.Image], gap: int = 4) -> Image.Image:
     return sheet
 
 
-def scalars(folder: Path) -> Watcher:
-    """Write every step's figures for TensorBoard. Raises InputError where it is not installed."""
+def writer_class() -> Any:
+    """TensorBoard's writer. Raises InputError where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("--tensorboard: the package tensorboard is not installed: pip install tensorboard, or leave it out") from None
-    writer: Any = SummaryWriter(str(folder))
+    return SummaryWriter
+
+
+def scalars(folder: Path) -> Watcher:
+    """Write every step's figures for TensorBoard. Raises InputError where it is not installed."""
+    writer = writer_class()(str(folder))
 
     def write(trainer: Trainer, figures: Figures) -> None:
         for name, value in figures.items():

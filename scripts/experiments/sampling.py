@@ -13,7 +13,7 @@ from scripts.experiments.common import Asked, Found, Table, columns, pictures
 from scripts.experiments.measures import Pair, mean, offset, sharpness, spread
 
 CROPS = ((1.0, 0.0), (1.0, 0.125), (1.0, 0.25), (1.0, 0.375), (1.5, 0.0), (1.5, 0.25), (1.5, 0.5))  # original and corner, of the side
-ORIGINALS = (0.375, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the side
+ORIGINALS = (0.4, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of the side, from the smallest that training has
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0)
 SEEDS = 4  # pictures of one scene, where they are held against each other
 SOLVERS = {  # with the schedule
@@ -129,17 +129,25 @@ def cfg(asked: Asked) -> Found:
         right = scenes.agreement(drawn)
         distances = [spread(each) for each in latents] if scenes.seeds > 1 else []
         relative = [distance / float(each.std()) for distance, each in zip(distances, latents, strict=False)]
-        rows.append([scale, right["colour"], right["top-5"], right["all"], mean(distances), mean(relative)])
+        shares = [share(right[name], len(drawn)) for name in ("colour", "top-5", "all")]
+        rows.append([scale, *shares, mean(distances), mean(relative)])
         shown.append(drawn)
         asked.say(f"cfg: {scale}")
     head = ["scale", "colour right", "thing in the first 5", "all right", "distance between seeds", "in standard deviations"]
-    best = max(rows, key=lambda row: row[3])
-    said = f"Most pictures are right in all at scale {best[0]:g}; the seeds of a prompt are furthest apart at {max(rows, key=far)[0]:g}."
+    said = f"Most pictures are right in all at scale {best(rows, 3)}; in standard deviations the seeds of a prompt are furthest apart at "
+    said += f"{best(rows, 5)}. Scales within a standard error of the best are named with it."
     return Found([Table(head, rows)], said, columns(shown), "A column a scale, the same seeds below each other.")
 
 
-def far(row: Sequence[Any]) -> float:
-    return row[4][0] or 0.0
+def share(value: float | None, count: int) -> Pair:
+    """With its standard error, as if the pictures were independent."""
+    return [None, None] if value is None else [value, float(np.sqrt(value * (1 - value) / count))]
+
+
+def best(rows: Sequence[Sequence[Any]], at: int) -> str:
+    """The scales whose value in a column is within a standard error of the largest."""
+    top = max(rows, key=lambda row: row[at][0] or 0.0)[at]
+    return ", ".join(f"{row[0]:g}" for row in rows if (row[at][0] or 0.0) >= (top[0] or 0.0) - (top[1] or 0.0))
 
 
 def steps(asked: Asked) -> Found:
@@ -167,7 +175,10 @@ def apart(drawn: Sequence[np.ndarray], end: Sequence[np.ndarray]) -> Pair:
 
 
 def settled(distances: Sequence[Sequence[Any]]) -> str:
-    """After how few steps each sampler is near its end."""
-    ends = {row[0]: next((steps for steps, found in zip(STEPS, row[1:], strict=True) if found[0] < NEAR), None) for row in distances}
-    said = ", ".join(f"{name} {'never' if steps is None else f'after {steps}'}" for name, steps in ends.items())
+    """From how few steps on each sampler stays near its end."""
+    ends = {}
+    for name, *found in distances:
+        far = [at for at, (distance, _) in enumerate(found) if distance >= NEAR]
+        ends[name] = STEPS[far[-1] + 1] if far and far[-1] + 1 < len(STEPS) else None if far else STEPS[0]
+    said = ", ".join(f"{name} {'never' if steps is None else f'from {steps} on'}" for name, steps in ends.items())
     return f"Nearer than {NEAR:g} to the picture of {MANY} steps: {said}."

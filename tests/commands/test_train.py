@@ -13,9 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import ldm
+from ldm import resources
 from ldm.checkpoint.lora import merge, read_lora
+from ldm.checkpoint.writer import HASH
 from ldm.commands import main
 from ldm.resources import configs
 
@@ -97,15 +100,33 @@ def test_the_other_recipes_make_models_too(name: str, tmp_path: Path) -> None:
     assert new.generate("a red apple", seed=1, steps=1).images[0].size == (128, 128)
 
 
+def tuned(folder: Path) -> Path:
+    """The model in the box with one value moved."""
+    tensors = load_file(resources.weights() / "ldm-emoji.safetensors")
+    with safe_open(resources.weights() / "ldm-emoji.safetensors", "pt") as box:
+        told = box.metadata()
+    tensors["model.diffusion_model.out.2.bias"][0] += 1
+    save_file(tensors, folder / "other.safetensors", {key: value for key, value in told.items() if key != HASH})
+    return folder / "other.safetensors"
+
+
+@pytest.mark.usefixtures("pictures")
+def test_what_cannot_be_shown_is_said_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(tmp_path, "lora", "--samples", str(tmp_path / "absent.txt"))) == 2
+    assert "absent.txt" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.usefixtures("pictures")
 def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(tmp_path, "lora", "--minutes", "0")) == 0
     assert main(words(tmp_path, "lora")) == 2
     assert "continue it with --resume" in capsys.readouterr().err
-    assert main(words(tmp_path, "lora", "--resume", steps=4)) == 2
-    assert "of another recipe, model or captions" in capsys.readouterr().err
+    assert main([*words(tmp_path, "lora", "--resume"), "-m", str(tuned(tmp_path))]) == 2
+    assert "of another recipe, model or data" in capsys.readouterr().err
     assert main(words(tmp_path, "lora", "--resume")) == 0
     assert "step 3 of 3" in capsys.readouterr().err
+    assert main(words(tmp_path, "lora", "--resume", steps=4)) == 0
+    assert "step 4 of 4" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("pictures")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.checkpoint.writer import HASH
 from ldm.errors import InputError
 from ldm.models.shapes import Family
 from ldm.models.vae import VAE
@@ -54,12 +55,19 @@ def test_missing_pictures_are_named(tmp_path: Path) -> None:
         load_pictures(tmp_path, {})
 
 
-@pytest.mark.parametrize("cut", [True, False])
-def test_damaged_pictures_are_made_again_and_never_read(family: Family, composer: Composer, tmp_path: Path, cut: bool) -> None:
+@pytest.mark.parametrize("damage", ["cut", "changed", "a caption", "without a hash"])
+def test_damaged_pictures_are_made_again_and_never_read(family: Family, composer: Composer, tmp_path: Path, damage: str) -> None:
     vae, path, said = VAE(family.vae), tmp_path / "pictures.safetensors", list[str]()
     first = pictures(path, composer, vae, "float32", 0, said.append)
     data = path.read_bytes()
-    path.write_bytes(data[:-9] if cut else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    at = data.index(composer.sample(3).caption.encode())
+    damaged = {
+        "cut": data[:-9],
+        "changed": data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+        "a caption": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        "without a hash": data.replace(HASH.encode(), HASH.encode()[::-1]),
+    }
+    path.write_bytes(damaged[damage])
     with pytest.raises(InputError, match="is damaged"):
         load_pictures(tmp_path, vae.state_dict())
     again = pictures(path, composer, vae, "float32", 0, said.append)

@@ -94,6 +94,26 @@ def test_distances_of_known_distributions() -> None:
     assert mean([1.0, 3.0]) == [2, 1] and mean([1.0]) == [1, None] and mean([]) == [None, None]
 
 
+def test_what_is_said_follows_from_the_rows() -> None:
+    found = [["euler", *[[x, 0.1] for x in (30, 9, 14, 12, 11, 8, 5, 3)]], ["heun", *[[x, 0.1] for x in (9, 8, 7, 6, 5, 4, 3, 11)]]]
+    assert sampling.settled([*found, ["ddim", *[[1.0, 0.1]] * 8]]) == (
+        "Nearer than 10 to the picture of 200 steps: euler from 20 on, heun never, ddim from 4 on."
+    )
+    assert sampling.best([[1.0, [0.5, 0.1]], [2.0, [0.62, 0.05]], [4.0, [0.65, 0.04]], [8.0, [None, None]]], 1) == "2, 4"
+    assert sampling.share(0.2, 16) == [0.2, pytest.approx(0.1)] and sampling.share(None, 16) == [None, None]
+
+
+def test_a_training_is_further_where_more_than_chance_says_so() -> None:
+    rng = np.random.default_rng(7)
+    reference, near = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    again = rng.integers(300, size=(100, 300))
+    sets = {"one": near, "like": near + rng.normal(size=near.shape) * 0.05, "far": reference + 1}
+    both = {name: training.apart(points, reference, again) for name, points in sets.items()}
+    assert both["far"][0][0] == pytest.approx(4 / reference.var(axis=0).sum()) and 0 < both["far"][0][1] < 0.2
+    said = training.least([[name, 300, 1, found] for name, (found, _) in both.items()], {name: each for name, (_, each) in both.items()})
+    assert "far is" in said and "far is not" not in said and ("like is not" in said or "one is not" in said)
+
+
 def test_a_linear_probe_finds_what_is_linear() -> None:
     x = np.random.default_rng(3).normal(size=(2000, 4))
     assert explained(x, 2 * x[:, 0] - x[:, 3] + 5) == pytest.approx(1)

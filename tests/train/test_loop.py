@@ -183,3 +183,27 @@ def test_a_step_without_its_pictures_leaves_the_state_before_it(recipe: Recipe, 
         train(trainer, Limits())
     found = load_state(tmp_path, pytest.fail)
     assert found is not None and found[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "took", "wanted"), [(0.0, 2.0, [*range(1, 10), 9]), (30.0, 0.01, [3, 6, 9, 9]), (30.0, 2.0, [3, 7, 9])]
+)
+def test_states_that_take_long_to_write_are_written_seldom(
+    seconds: float, took: float, wanted: list[int], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock by which a step takes 12 seconds."""
+    clock, saved = [0.0], list[int]()
+    trainer = Trainer(Line(), replace(recipe.vae.optim, steps=9), tmp_path)
+
+    def save() -> list[Path]:
+        saved.append(trainer.step)
+        clock[0] += took
+        return []
+
+    def step(*_: object) -> None:
+        clock[0] += 12.0
+
+    monkeypatch.setattr("ldm.train.loop.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(trainer, "save", save)
+    train(trainer, Limits(save_seconds=seconds, seen=step))
+    assert saved == wanted

@@ -121,3 +121,9 @@ def test_v_and_x_give_the_latents_back() -> None:
     s = sigma.view(-1, 1, 1, 1)
     x, v = losses.noised(z, noise, sigma), losses.target(z, noise, sigma, "v")
     assert torch.allclose((x - s * v) / (1 + s**2).sqrt(), z, atol=1e-5)
+
+
+def test_a_pseudo_huber_loss_is_the_square_near_zero_and_a_line_far_off() -> None:
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1)
+    for difference, huber, wanted in ((0.01, 100.0, 1e-4), (0.01, 1.0, 1e-4), (1000.0, 0.5, 1000.0 - 0.5), (0.75, 1.0, 0.5)):
+        assert float(losses.diffusion_loss(zero + difference, zero, one, huber)) == pytest.approx(wanted, rel=1e-3)

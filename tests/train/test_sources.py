@@ -238,3 +238,47 @@ def test_folders_in_an_image_dir_are_subsets_of_their_own(tmp_path: Path) -> Non
         picture(tmp_path / f"{name}.png")
     (tmp_path / "set.toml").write_text("[[datasets]]\n" + "".join(f'[[datasets.subsets]]\nimage_dir = "{name}"\n' for name in ("a", "a/b")))
     assert [each.name for each in read_dataset(tmp_path / "set.toml").examples] == ["one.png", "two.png"]
+
+
+SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'one'\n"
+
+
+def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
+    for name in ("a.png", "b.webp", "in/c.png"):
+        picture(tmp_path / "one" / name)
+    picture(tmp_path / "outside.png")
+    entries: dict[str, object] = {
+        "a": {"caption": "a cat", "tags": "red, small", "train_resolution": [64, 64]},
+        "b.webp": {"tags": "blue"},
+        str(tmp_path / "one/in/c.png"): {"caption": "first\nsecond"},
+        "absent": {"caption": "x"},
+        "../outside.png": {"caption": "x"},
+        str(tmp_path / "outside.png"): {"caption": "x"},
+        "b": "no table",
+    }
+    (tmp_path / "md.json").write_text(json.dumps(entries))
+    (tmp_path / "set.toml").write_text(SUBSET + "metadata_file = 'md.json'")
+    found = read_dataset(tmp_path / "set.toml")
+    captions = {each.path.name: each.caption for each in found.examples}
+    assert captions == {"a.png": "a cat, red, small", "b.webp": "blue", "c.png": "first"}
+    assert len(found.skipped) == 4 and found.skipped[0] == "absent: is not there"
+    for text, message in (("[]", "is not a table"), ("{", "no JSON of pictures")):
+        (tmp_path / "md.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_dataset(tmp_path / "set.toml")
+
+
+def test_a_list_names_pictures_of_the_image_dir(tmp_path: Path) -> None:
+    picture(tmp_path / "one" / "a.png")
+    (tmp_path / "list.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}')
+    (tmp_path / "set.toml").write_text(SUBSET + "metadata_file = 'list.jsonl'")
+    (example,) = read_dataset(tmp_path / "set.toml").examples
+    assert (example.path, example.caption) == (tmp_path / "one" / "a.png", "a cat")
+
+
+def test_of_a_caption_sd_scripts_reads_the_first_line(tmp_path: Path) -> None:
+    picture(tmp_path / "one" / "a.png")
+    (tmp_path / "one" / "a.txt").write_text("a cat \nand what nobody reads")
+    (tmp_path / "set.toml").write_text(SUBSET)
+    assert [each.caption for each in read_dataset(tmp_path / "set.toml").examples] == ["a cat"]
+    assert [each.caption for each in collect(tmp_path / "one").examples] == ["a cat \nand what nobody reads"]

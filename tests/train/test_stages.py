@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ldm.train.data import Composer
 from ldm.train.export import export
 from ldm.train.loop import Limits, Trainer
 from ldm.train.recipe import Recipe
-from ldm.train.stages import Place, stage_trainer
+from ldm.train.stages import Place, run_stage, stage_trainer
 
 
 @pytest.fixture
@@ -58,3 +59,20 @@ def test_a_warm_start_from_another_family_is_refused(
     box = ldm.load(device="cpu", dtype="float32")
     with pytest.raises(InputError, match="of another family"):
         stage_trainer(stage, recipe, composer, out, resume=False, limits=Limits(), place=Place(torch.device("cpu"), box))
+
+
+def test_stages_that_were_not_built_on_each_other_are_refused(trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path) -> None:
+    """A VAE that is trained further leaves the later stages with the latents of the old one."""
+    longer = replace(recipe, vae=replace(recipe.vae, optim=replace(recipe.vae.optim, steps=8)))
+    assert run_stage("vae", longer, composer, trained, resume=True, limits=Limits()) == 8
+    with pytest.raises(InputError, match=r"encoded by another VAE.*remove the folders of the stages after it"):
+        export(longer, trained, tmp_path / "a.safetensors")
+    for stage in ("towers", "unet"):
+        with pytest.raises(InputError, match="built on other stages"):
+            run_stage(stage, longer, composer, trained, resume=True, limits=Limits())
+    with pytest.raises(InputError, match="built on other stages"):  # though the pictures are the new VAE's now
+        export(longer, trained, tmp_path / "a.safetensors")
+    for stage in ("towers", "unet"):
+        shutil.rmtree(trained / stage)
+        run_stage(stage, longer, composer, trained, resume=True, limits=Limits())
+    export(longer, trained, tmp_path / "a.safetensors")

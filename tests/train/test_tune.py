@@ -180,17 +180,18 @@ def test_a_run_learns_and_goes_on_to_the_bit(box: Pipeline, data: Prepared, tmp_
 
 def test_accumulated_batches_are_one_larger_step(box: Pipeline, data: Prepared) -> None:
     task = task_of(box, data)
-    one, two = task.loss(6)[0], task.loss(7)[0]
-    ((one + two) / 2).backward()
+    losses, sizes = [task.loss(step)[0] for step in (6, 7)], [len(task.batches.rows(step)) for step in (6, 7)]
+    whole = sum(loss * size for loss, size in zip(losses, sizes, strict=True))
+    (whole / (2 * OPTIM.batch)).backward()
     wanted = torch.cat([p.grad.flatten() for p in task.unet.parameters()])  # type: ignore[union-attr]
     other = task_of(box, data)
     from dataclasses import replace
 
     trainer = Trainer(other, replace(OPTIM, accumulate=2), Path("unused"))
     trainer.step = 3
-    value, _ = trainer._gradients()
+    value, figures = trainer._gradients()
     found = torch.cat([p.grad.flatten() for p in other.unet.parameters()])  # type: ignore[union-attr]
-    assert value == pytest.approx((one + two).item() / 2, rel=1e-6)
+    assert value == pytest.approx(whole.item() / sum(sizes), rel=1e-6) and figures["pictures"] == sum(sizes)
     assert (found - wanted).norm() < 1e-6 * wanted.norm()
 
 
@@ -273,17 +274,19 @@ def test_features_beyond_what_memory_is_meant_to_hold_are_made_at_each_step(box:
     assert Words(box.towers, ["a cat"], [None]).live
 
 
-def test_a_state_is_of_its_pictures_order_too(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+def test_a_state_is_of_its_pictures_order_and_of_its_model(box: Pipeline, folder: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
     from ldm.train.running import start
 
-    def begun(repeats: int, keep: int | None, *, resume: bool) -> list[str]:
+    def begun(repeats: int, keep: int | None, *, resume: bool, more: float = 0.0, name: str = "box") -> list[str]:
         found, said = collect(folder), list[str]()
         found.examples = [replace(each, repeats=repeats, keep=keep) for each in found.examples]
         found.hints = {"size": 512, "batch": OPTIM.batch}
-        parts = copy.deepcopy(box.unet), box.vae, box.towers
-        run = start(Pipeline(box.family, *parts, source="box"), recipe(), found, tmp_path, resume=resume, limits=Limits(say=said.append))
+        parts = copy.deepcopy(box.unet), copy.deepcopy(box.vae), box.towers
+        with torch.no_grad():
+            next(parts[1].parameters()).add_(more)
+        run = start(Pipeline(box.family, *parts, source=name), recipe(), found, tmp_path, resume=resume, limits=Limits(say=said.append))
         run.trainer.save()
         return said
 
@@ -292,8 +295,11 @@ def test_a_state_is_of_its_pictures_order_too(box: Pipeline, folder: Path, tmp_p
     assert not any("batch" in line for line in said)
     begun(1, None, resume=True)
     for repeats, keep in ((2, None), (1, 1)):
-        with pytest.raises(InputError, match="of another recipe, model or captions"):
+        with pytest.raises(InputError, match="of another recipe, model or data"):
             begun(repeats, keep, resume=True)
+    begun(1, None, resume=True, name="renamed")
+    with pytest.raises(InputError, match="of another recipe, model or data"):
+        begun(1, None, resume=True, more=0.01)
 
 
 def test_samples_of_blocks_that_are_computed_again_ask_for_nothing_more(
@@ -305,3 +311,62 @@ def test_samples_of_blocks_that_are_computed_again_ask_for_nothing_more(
         task.loss(0)
     with pytest.raises(pytest.fail.Exception):
         task.loss(0)
+
+
+def test_a_run_that_failed_goes_on_slower(box: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from ldm.errors import NumericError
+    from ldm.train.running import Run, start
+
+    def begun(*, resume: bool, **changed: Any) -> Run:
+        parts = copy.deepcopy(box.unet), box.vae, box.towers
+        made = recipe(optim=replace(OPTIM, **changed))
+        return start(Pipeline(box.family, *parts, source="box"), made, collect(folder), tmp_path, resume=resume, limits=Limits())
+
+    own = TuneTask.loss
+
+    def wild(self: TuneTask, step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, figures = own(self, step)
+        return loss * (float("nan") if step == 2 else 1.0), figures
+
+    with monkeypatch.context() as patch, pytest.raises(NumericError, match="lower the learning rate and resume"):
+        patch.setattr(TuneTask, "loss", wild)
+        train(begun(resume=False).trainer, Limits())
+    lines = (tmp_path / "tune" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1 and '"step": 2' in lines[0]  # what led to it is in the log
+    run = begun(resume=True, lr=1e-5, clip=0.1, steps=5)
+    assert run.trainer.step == 2 and train(run.trainer, Limits()) == 5
+    for changed in ({"batch": 2}, {"accumulate": 2}, {"weight_decay": 0.1}):
+        with pytest.raises(InputError, match="of another recipe, model or data"):
+            begun(resume=True, **changed)
+
+
+def test_noise_alone_is_learned_only_where_its_level_counts(box: Pipeline) -> None:
+    from dataclasses import replace
+
+    from ldm.train.tune import check
+
+    family = replace(box.family, prediction="v")
+    check(family, recipe(zero_terminal=True))
+    for weighting in ("min-snr", "debiased"):
+        with pytest.raises(InputError, match=f"the weighting '{weighting}'"):
+            check(family, recipe(zero_terminal=True, loss=LossRecipe(weighting)))
+
+
+def test_every_picture_weighs_the_same_in_batches_of_any_size(box: Pipeline, data: Prepared) -> None:
+    """Over an epoch of unequal batches the sum of the gradients is that of each picture alone, over the batch's size."""
+    task = task_of(box, data)
+    sizes = [len(task.batches.rows(step)) for step in range(task.batches.steps)]
+    assert len(set(sizes)) > 1 and sum(sizes) == len(data.rows)
+    trainer = Trainer(task, OPTIM, Path("unused"))
+    wanted = [torch.zeros_like(parameter) for parameter in task.unet.parameters()]
+    for step, size in enumerate(sizes):
+        loss, figures = task.loss(step)
+        assert figures["pictures"] == size
+        for total, part in zip(wanted, torch.autograd.grad(loss, list(task.unet.parameters())), strict=True):
+            total += part * size / OPTIM.batch
+    for trainer.step in range(len(sizes)):
+        trainer._gradients()
+    for total, parameter in zip(wanted, task.unet.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, total, rtol=1e-4, atol=1e-6)
