@@ -27,8 +27,8 @@ def level_weight(kind: Weighting, sigma: Tensor, gamma: float, prediction: Liter
     """How much each noise level counts; SNR = 1 / sigma^2.
 
     "none": 1. "min-snr": min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v (Hang et al. 2023, section 3.4).
-    "debiased": 1 / sqrt(SNR) (Yu et al. 2023, "Debias the training of diffusion models"), under which the error of x0 pulls
-    with the same force at every level; for v the same after its own factor, 1 / (SNR + 1).
+    "debiased": 1 / sqrt(SNR) (Yu et al. 2023, "Debias the training of diffusion models"), half way from the squared error of the noise
+    to that of x0, which is 1 / SNR of it; for v the same after its own factor, 1 / (SNR + 1), where sd-scripts takes this factor alone.
     """
     snr = sigma**-2
     own = snr if prediction == "epsilon" else snr + 1
