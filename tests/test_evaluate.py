@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +106,20 @@ def test_captions_name_the_background_that_is_measured(composer: Composer) -> No
     """Not by the colour of the thing: of a green thing on red no caption without the red is judged."""
     for scene in held_scenes(composer.things, 200, 3):
         assert f"{scene.colour} background" in scene.caption or scene.caption.endswith(f" on {scene.colour}")
+
+
+def test_things_that_are_drawn_often_have_figures_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    things.write(tmp_path)
+    index = json.loads((tmp_path / "things.json").read_text())
+    index[0]["weight"] = index[1]["weight"] = 4.0
+    (tmp_path / "things.json").write_text(json.dumps(index))
+    words = ["evaluate.py", str(tmp_path), "--count", "15", "--only", "data", "--device", "cpu", "--json", str(tmp_path / "found.json")]
+    for more in ([], ["--alike"]):
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        assert main() == 0
+    found = [line.split()[0:3] for line in capsys.readouterr().out.splitlines() if line.startswith("data")]
+    assert [line[0] for line in found] == ["data", "data,", "data"]
+    kept = json.loads((tmp_path / "found.json").read_text())
+    assert kept["alike"] and list(kept["scores"]) == ["data"]
