@@ -207,12 +207,13 @@ def lora_metadata(run: Run, task: TuneTask, lora: LoraRecipe) -> dict[str, str]:
     for row in task.data.rows:
         for tag in task.data.captions[row].split(","):
             tags[tag.strip()] = tags.get(tag.strip(), 0) + 1
-    size = recipe.pictures.size
+    size, convolved = recipe.pictures.size, {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)}
     return {
         "format": "pt",
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.alpha),
+        **({"ss_network_args": json.dumps(convolved)} if "convolution" in lora.targets else {}),
         "ss_base_model_version": version,
         "ss_sd_model_name": run.pipeline.source,
         "ss_learning_rate": str(recipe.optim.lr),

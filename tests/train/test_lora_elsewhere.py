@@ -64,3 +64,34 @@ def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path, targets: tuple[T
             found[name] = list(steps)[-1].x
     assert relative_error(found["ours"], found["theirs"]) < 1e-4
     assert relative_error(found["ours"], found["without"]) > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_diffusers_loads_what_towers_learned_to_the_same_words(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    from ldm.parity import foreign
+
+    box = ldm.load(device="cpu", dtype="float32")
+    made = adapt(copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers], LoraRecipe(4, 2.0, ("towers",)))
+    first_values(made, 3)
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for each in made.values():
+            each.lora_up.get_parameter("weight").normal_(std=0.1, generator=draw)
+    file = save(tmp_path / "words.safetensors", lora_items(pairs(made, gathered(made).state_dict()), torch.float16))
+    merge(read_lora(file), box.unet, box.towers)
+
+    ids = [torch.randint(1, 40_000, (2, 77), generator=draw).index_fill(1, torch.tensor([76]), 49_407)] * 2
+    loader = diffusers.StableDiffusionXLPipeline
+    state, alphas = loader.lora_state_dict(str(file))
+    for at, (tower, prefix) in enumerate(zip(box.towers, ("text_encoder", "text_encoder_2"), strict=True)):
+        theirs = foreign.tower(find(None), tower.shape)
+        with torch.no_grad():
+            before = theirs(ids[at], output_hidden_states=True).hidden_states[-2]
+            loader.load_lora_into_text_encoder(state, alphas, theirs, prefix=prefix)
+            wanted = theirs(ids[at], output_hidden_states=True)
+            hidden, _, pooled = tower(ids[at])
+        assert relative_error(hidden, wanted.hidden_states[-2]) < 1e-4 < 1e-2 < relative_error(hidden, before)
+        if pooled is not None:
+            assert relative_error(pooled, wanted.text_embeds) < 1e-4

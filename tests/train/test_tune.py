@@ -370,3 +370,19 @@ def test_every_picture_weighs_the_same_in_batches_of_any_size(box: Pipeline, dat
         trainer._gradients()
     for total, parameter in zip(wanted, task.unet.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, total, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"), [(("transformer",), None), (("transformer", "convolution"), '{"conv_dim": "4", "conv_alpha": "2.0"}')]
+)
+def test_convolutions_are_told_as_sd_scripts_tells_them(
+    box: Pipeline, folder: Path, tmp_path: Path, targets: tuple[Any, ...], told: str | None
+) -> None:
+    from ldm.train.running import lora_metadata, start
+
+    lora = LoraRecipe(4, 2.0, targets)
+    parts = copy.deepcopy(box.unet), box.vae, [copy.deepcopy(tower) for tower in box.towers]
+    made = recipe(train="lora", lora=lora)
+    run = start(Pipeline(box.family, *parts, source="box"), made, collect(folder), tmp_path, resume=False, limits=Limits())
+    assert isinstance(run.task, TuneTask)
+    assert lora_metadata(run, run.task, lora).get("ss_network_args") == told
