@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ldm.train.data import Composer
 from ldm.train.recipe import Data
-from ldm.train.scenes import RELATIONS, Placed, Scene, Thing
+from ldm.train.scenes import COLOURS, RELATIONS, Placed, Scene, Thing
 from scripts.evaluate import Judge, held_scenes, main, parts, scores
 from tests import things
 
@@ -104,7 +104,8 @@ def test_measures_that_apply_to_no_prompt_are_left_out(
 
 def test_captions_name_the_background_that_is_measured(composer: Composer) -> None:
     """Not by the colour of the thing: of a green thing on red no caption without the red is judged."""
-    for scene in held_scenes(composer.things, 200, 3):
+    named = [dataclasses.replace(thing, names=(f"{colour} thing",)) for thing, colour in zip(composer.things, COLOURS, strict=False)]
+    for scene in held_scenes(named, 800, 3):
         assert f"{scene.colour} background" in scene.caption or scene.caption.endswith(f" on {scene.colour}")
 
 

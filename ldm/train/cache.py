@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ldm.train.scenes import Thing
 
 STAGES = ("vae", "towers", "unet")
-AFRESH = "remove the folders of the stages after it and train these again, or begin with another --out"
+AGAIN = "go on with the stage 'unet', which encodes the pictures again"
 PICTURES = "pictures.safetensors"  # in the folder of a run
 BATCH = 64
 
@@ -91,9 +91,9 @@ def load_pictures(out: Path, vae: Mapping[str, Tensor]) -> Pictures:
     if not (out / PICTURES).exists():
         raise InputError(f"{out / PICTURES}: no encoded pictures: train the stage 'towers' first")
     if not whole(out / PICTURES):
-        raise InputError(f"{out / PICTURES} is damaged: go on with the stage 'unet', which encodes the pictures again")
+        raise InputError(f"{out / PICTURES} is damaged, or of an older version: {AGAIN}")
     if not read_source(out / PICTURES).startswith(fingerprint(vae)):
-        raise InputError(f"{out / PICTURES}: encoded by another VAE than the newest of {out / 'vae'}: {AFRESH}")
+        raise InputError(f"{out / PICTURES}: encoded by another VAE than the newest of {out / 'vae'}: {AGAIN}")
     return read_pictures(out / PICTURES)
 
 

@@ -6,6 +6,7 @@ Source of the grammar: sd-scripts `docs/config_README-en.md`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import InputError, near_matches
-from ldm.train.sources import CAPTIONS, PICTURES, Example, Found, collect, folder, jsonl, told
+from ldm.train.sources import CAPTIONS, PICTURES, Example, Found, collect, folder, told
 
 # What sd-scripts reads, by level; the first are followed here, the others are said to be left out.
 FOLLOWED = {"image_dir", "num_repeats", "caption_extension", "class_tokens", "shuffle_caption", "keep_tokens", "metadata_file"}
@@ -88,10 +89,8 @@ def _in(path: Path, suffixes: Sequence[str], words: Any) -> Found:
 
 def _listing(path: Path, home: Path | None) -> Found:
     """A `metadata_file`: sd-scripts' own JSON, or a list of another kind; names are of files in `home`, or beside it."""
-    if path.suffix.lower() == ".jsonl":
-        return jsonl(path, home)
     if path.suffix.lower() != ".json":
-        return collect(path)
+        return collect(path, home)
     try:
         given = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -104,11 +103,12 @@ def _listing(path: Path, home: Path | None) -> Found:
 
 def _entry(home: Path, key: str, entry: Any) -> Example:
     """`{"NAME": {"caption": ..., "tags": ...}}`, with or without the ending of the picture's name."""
-    named = home / key
-    if not isinstance(entry, dict) or ".." in named.parts or not named.is_relative_to(home):
+    root = Path(os.path.abspath(home))
+    named = root / key
+    if not isinstance(entry, dict) or ".." in Path(key).parts or root not in named.parents:
         raise InputError("no table of a picture inside the folder")
-    names = [named.name] if named.suffix.lower() in PICTURES else [named.name + suffix for suffix in PICTURES]
-    file = next((named.with_name(name) for name in names if named.with_name(name).is_file()), None)
+    endings = [""] if named.suffix.lower() in PICTURES else [made for suffix in PICTURES for made in (suffix, suffix.upper())]
+    file = next((named.with_name(named.name + ending) for ending in endings if named.with_name(named.name + ending).is_file()), None)
     if file is None:
         raise InputError("is not there")
     return Example(file, ", ".join(told(entry[part]) for part in ("caption", "tags") if entry.get(part)), key)

@@ -15,7 +15,7 @@ from ldm.checkpoint.identity import FAMILY_KEY, UNET, VAE
 from ldm.checkpoint.rename import to_open_clip
 from ldm.checkpoint.writer import save, tensor_items
 from ldm.models.shapes import Family, TowerShape, load_family
-from ldm.train.cache import built_on, load_pictures
+from ldm.train.cache import STAGES, built_on, load_pictures
 from ldm.train.state import load_mean, part
 
 if TYPE_CHECKING:
@@ -30,10 +30,9 @@ def export(recipe: Recipe, out: Path, path: Path, *, overwrite: bool = False) ->
     Raises InputError when a stage has not been trained, or not on what the others are now, or where `path` exists and `overwrite` is false.
     """
     family = load_family(recipe.family)
-    vae = load_mean(out / "vae")
+    vae, towers, unet = (load_mean(out / stage, built_on(out, stage)) for stage in STAGES)
     scale = load_pictures(out, vae).scale
     family = dataclasses.replace(family, vae=dataclasses.replace(family.vae, scale=scale))
-    towers, unet = (load_mean(out / stage, built_on(out, stage)) for stage in ("towers", "unet"))
     tensors = official(family, vae, towers, unet)
     save(path, tensor_items(tensors, torch.float16), metadata(family), overwrite=overwrite, digest=True)
     count = sum(value.numel() for value in tensors.values())

@@ -109,7 +109,8 @@ class Trainer:
         scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(value) or not (math.isfinite(norm) or scaled):
             self.optimizer.zero_grad(set_to_none=True)
-            raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume")
+            earlier = f"if that comes to the same, first remove the newest state from {self.folder}"
+            raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume; {earlier}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

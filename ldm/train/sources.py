@@ -69,9 +69,12 @@ class Found:
         self.notes += other.notes
 
 
-def collect(path: Path) -> Found:
-    """The pictures of a folder, a .tar or a .jsonl. Raises InputError where the source itself cannot be read."""
-    kinds: dict[str, Callable[[Path], Found]] = {".tar": tar, ".jsonl": jsonl}
+def collect(path: Path, home: Path | None = None) -> Found:
+    """The pictures of a folder, a .tar or a .jsonl, whose names are of files in `home`, or beside it.
+
+    Raises InputError where the source itself cannot be read.
+    """
+    kinds: dict[str, Callable[[Path], Found]] = {".tar": tar, ".jsonl": partial(jsonl, home=home)}
     read = folder if path.is_dir() else kinds.get(path.suffix.lower())
     if read is None or not path.exists():
         raise InputError(f"{path}: no pictures to train on: give a folder, a .tar, a metadata.jsonl or a dataset .toml")

@@ -20,7 +20,7 @@ from ldm.models.vae import VAE
 from ldm.train.cache import PICTURES, STAGES, Pictures, built_on, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train
-from ldm.train.state import load_mean, part
+from ldm.train.state import load_mean, part, refuse_other
 from ldm.train.towers import initialise as start_tower
 from ldm.train.vae import initialise as start_vae
 from ldm.train.vae import vae_task
@@ -54,8 +54,10 @@ def stage_trainer(
     """What trains `stage`. Raises InputError when a run is already there and `resume` is not asked for."""
     if any((out / stage).glob("state-*")) and not resume:
         raise InputError(f"{out / stage} holds a run: continue it with --resume, or give another --out")
+    origin = built_on(out, stage)
+    refuse_other(out / stage, origin)  # before pictures are encoded for what cannot go on
     task, numbers = Stages(recipe, composer, out, limits.say, place or Place(torch.device("cpu"))).task(stage)
-    trainer = Trainer(task, numbers, out / stage, limits.say, origin=built_on(out, stage), shard=limits.shard)
+    trainer = Trainer(task, numbers, out / stage, limits.say, origin=origin, shard=limits.shard)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters())
     limits.say(f"{stage}: {count:,} values, {'resumed at' if resumed else 'from'} step {trainer.step}")
@@ -155,7 +157,7 @@ class Stages:
 
     @cached_property
     def towers(self) -> list[CLIPText]:
-        mean = load_mean(self.out / "towers")
+        mean = load_mean(self.out / "towers", built_on(self.out, "towers"))
         towers = [CLIPText(shape) for shape in self.family.towers]
         for i, tower in enumerate(towers):
             tower.load_state_dict(part(mean, f"towers.{i}."))

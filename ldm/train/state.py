@@ -5,18 +5,20 @@ Randomness needs no state of its own: it is drawn from (seed, step).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldm.errors import InputError
 from ldm.jobs.leftovers import sweep
-from ldm.train.sealed import WHOLE, seal, unseal
+from ldm.train.sealed import WHOLE, read_note, seal, unseal
 
 KEPT = 2  # states a stage
-OTHER = "of another recipe, model or data, or built on other stages: go on with those, or give another --out"
+OTHER = "of another recipe, model or data: go on with those, or give another --out"
+OTHER_STAGES = "built on another VAE, or other towers, than are there now: remove its folder and train it anew, or give another --out"
 STEM = len("state-00000000")
 
 
@@ -35,7 +37,21 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int =
     return files
 
 
-def load_state(folder: Path, say: Callable[[str], None], origin: str = "") -> tuple[int, dict[str, Tensor]] | None:
+def refuse_other(folder: Path, origin: str, why: str = OTHER_STAGES) -> None:
+    """InputError where the newest state of which there is a record is of another origin than `origin`, and both say one."""
+    for record in sorted(folder.glob("state-*.json"), reverse=True):
+        note = read_note(record)
+        if note is not None:
+            _refuse(record, note, origin, why)
+            return
+
+
+def _refuse(record: Path, note: Mapping[str, Any], origin: str, why: str) -> None:
+    if origin and note.get("origin") not in ("", None, origin):
+        raise InputError(f"{record}: {why}")
+
+
+def load_state(folder: Path, say: Callable[[str], None], origin: str = "", why: str = OTHER) -> tuple[int, dict[str, Tensor]] | None:
     """The newest whole state as (step, tensors), or None; a damaged one is named through `say` and passed over.
 
     Raises InputError for a state of another origin than `origin`, where both say one.
@@ -43,16 +59,15 @@ def load_state(folder: Path, say: Callable[[str], None], origin: str = "") -> tu
     for record in sorted(folder.glob("state-*.json"), reverse=True):
         found = unseal(record)
         if found is not None and isinstance(found[0].get("step"), int):
-            if origin and found[0].get("origin") not in ("", None, origin):
-                raise InputError(f"{record}: {OTHER}")
+            _refuse(record, found[0], origin, why)
             return found[0]["step"], found[1]
         say(f"{record.stem} is damaged: passed over")
     return None
 
 
 def load_mean(folder: Path, origin: str = "") -> dict[str, Tensor]:
-    """The moving average of a stage's newest state. Raises InputError when the stage has not been trained, or not from `origin`."""
-    found = load_state(folder, lambda _: None, origin)
+    """The moving average of a stage's newest state. Raises InputError when the stage has not been trained, or not upon `origin`."""
+    found = load_state(folder, lambda _: None, origin, OTHER_STAGES)
     if found is None:
         raise InputError(f"{folder}: no trained state: train the stage {folder.name!r} first")
     return part(found[1], "ema.")

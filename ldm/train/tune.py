@@ -167,7 +167,7 @@ def check(family: Family, recipe: TuneRecipe) -> None:
     if recipe.zero_terminal and family.prediction != "v":
         raise InputError("zero_terminal with a model that predicts epsilon: at its last step there is nothing to learn: leave it out")
     if recipe.zero_terminal and recipe.loss.weighting != "none":
-        raise InputError(f"zero_terminal with the weighting {recipe.loss.weighting!r}: the last step would count nothing: give 'none'")
+        raise InputError(f"zero_terminal with the weighting {recipe.loss.weighting!r}: the last step would hardly count: give 'none'")
     if recipe.pictures.step % family.downscale:
         raise InputError(f"pictures.step {recipe.pictures.step} is no multiple of the model's {family.downscale}: give one that is")
     if recipe.vae is not None and recipe.vae.crop % family.downscale:

@@ -30,10 +30,12 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def said(record: Mapping[str, Any]) -> str:
-    """Machine, date, versions, command."""
+    """Machine, date, versions, and the command for all rows, some of which others have added."""
     host = "".join(f", {key} {value}" for key, value in record["machine"].items() if key not in ("name", "slug", "device"))
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    return f"{record['machine']['name']}{host}; {record['date']}; {versions}; {record['command']}"
+    words, chosen, _ = record["command"].partition(" --only ")
+    command = f"{words}{chosen}{','.join(record['rows'])}" if chosen else words
+    return f"{record['machine']['name']}{host}; {record['date']}; {versions}; {command}"
 
 
 def padded(lines: Sequence[Sequence[str]]) -> str:

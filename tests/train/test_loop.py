@@ -185,6 +185,29 @@ def test_a_step_without_its_pictures_leaves_the_state_before_it(recipe: Recipe, 
     assert found is not None and found[0] == 2
 
 
+def test_a_run_that_diverged_goes_on_from_an_earlier_state(recipe: Recipe, tmp_path: Path) -> None:
+    """The state before the bad step has gone too far already: slower or not, its loss is what it is."""
+
+    class Far(Line):
+        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+            value, figures = super().loss(step)
+            weight = self.module.get_parameter("weight")
+            return value * (math.inf if abs(weight.item()) > 50 else 1.0), figures
+
+    def begun(rate: float) -> Trainer:
+        trainer = Trainer(Far(), replace(recipe.vae.optim, steps=6, warmup=0, lr=rate, weight_decay=0.0), tmp_path)
+        trainer.resume()
+        return trainer
+
+    with pytest.raises(NumericError, match=r"step 1: .*lower the learning rate and resume; if that comes to the same, first remove"):
+        train(begun(100.0), Limits(save_seconds=0))
+    assert [path.stem for path in sorted(tmp_path.glob("state-*.json"))] == ["state-00000001"]
+    with pytest.raises(NumericError, match="step 1"):
+        train(begun(1e-3), Limits())
+    (tmp_path / "state-00000001.json").unlink()
+    assert train(begun(1e-3), Limits()) == 6
+
+
 @pytest.mark.parametrize(
     ("seconds", "took", "wanted"), [(0.0, 2.0, [*range(1, 10), 9]), (30.0, 0.01, [3, 6, 9, 9]), (30.0, 2.0, [3, 7, 9])]
 )

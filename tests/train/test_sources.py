@@ -243,8 +243,9 @@ def test_folders_in_an_image_dir_are_subsets_of_their_own(tmp_path: Path) -> Non
 SUBSET = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'one'\n"
 
 
-def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
-    for name in ("a.png", "b.webp", "in/c.png"):
+def test_the_metadata_of_sd_scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "one.png")
+    for name in ("a.png", "b.webp", "in/c.png", "D.PNG"):
         picture(tmp_path / "one" / name)
     picture(tmp_path / "outside.png")
     entries: dict[str, object] = {
@@ -255,13 +256,21 @@ def test_the_metadata_of_sd_scripts(tmp_path: Path) -> None:
         "../outside.png": {"caption": "x"},
         str(tmp_path / "outside.png"): {"caption": "x"},
         "b": "no table",
+        "": {"caption": "x"},
+        ".": {"caption": "x"},
+        "D": {"caption": "large"},
     }
     (tmp_path / "md.json").write_text(json.dumps(entries))
     (tmp_path / "set.toml").write_text(SUBSET + "metadata_file = 'md.json'")
     found = read_dataset(tmp_path / "set.toml")
     captions = {each.path.name: each.caption for each in found.examples}
-    assert captions == {"a.png": "a cat, red, small", "b.webp": "blue", "c.png": "first"}
-    assert len(found.skipped) == 4 and found.skipped[0] == "absent: is not there"
+    assert captions == {"a.png": "a cat, red, small", "b.webp": "blue", "c.png": "first", "D.PNG": "large"}
+    assert len(found.skipped) == 6 and found.skipped[0] == "absent: is not there"
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/set.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = '../one'\nmetadata_file = '../md.json'")
+    assert len(read_dataset(tmp_path / "sub" / ".." / "sub" / "set.toml").examples) == 4
+    monkeypatch.chdir(tmp_path)
+    assert len(read_dataset(Path("set.toml")).examples) == 4
     for text, message in (("[]", "is not a table"), ("{", "no JSON of pictures")):
         (tmp_path / "md.json").write_text(text)
         with pytest.raises(InputError, match=message):
@@ -274,6 +283,9 @@ def test_a_list_names_pictures_of_the_image_dir(tmp_path: Path) -> None:
     (tmp_path / "set.toml").write_text(SUBSET + "metadata_file = 'list.jsonl'")
     (example,) = read_dataset(tmp_path / "set.toml").examples
     assert (example.path, example.caption) == (tmp_path / "one" / "a.png", "a cat")
+    (tmp_path / "list.jsonl").unlink()
+    with pytest.raises(InputError, match="no pictures to train on"):
+        read_dataset(tmp_path / "set.toml")
 
 
 def test_of_a_caption_sd_scripts_reads_the_first_line(tmp_path: Path) -> None:

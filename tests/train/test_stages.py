@@ -11,7 +11,9 @@ import torch
 
 import ldm
 from ldm.errors import InputError
-from ldm.models.shapes import Family
+from ldm.models.shapes import Family, load_family
+from ldm.models.vae import VAE
+from ldm.train.cache import PICTURES, pictures
 from ldm.train.data import Composer
 from ldm.train.export import export
 from ldm.train.loop import Limits, Trainer
@@ -65,14 +67,28 @@ def test_stages_that_were_not_built_on_each_other_are_refused(trained: Path, rec
     """A VAE that is trained further leaves the later stages with the latents of the old one."""
     longer = replace(recipe, vae=replace(recipe.vae, optim=replace(recipe.vae.optim, steps=8)))
     assert run_stage("vae", longer, composer, trained, resume=True, limits=Limits()) == 8
-    with pytest.raises(InputError, match=r"encoded by another VAE.*remove the folders of the stages after it"):
-        export(longer, trained, tmp_path / "a.safetensors")
+    encoded = (trained / "pictures.safetensors").read_bytes()
     for stage in ("towers", "unet"):
-        with pytest.raises(InputError, match="built on other stages"):
+        with pytest.raises(InputError, match=f"{stage}/state-00000006.json: built on another VAE.*remove its folder"):
             run_stage(stage, longer, composer, trained, resume=True, limits=Limits())
-    with pytest.raises(InputError, match="built on other stages"):  # though the pictures are the new VAE's now
+    with pytest.raises(InputError, match=r"towers/state-00000006\.json: built on another VAE"):
         export(longer, trained, tmp_path / "a.safetensors")
+    assert (trained / "pictures.safetensors").read_bytes() == encoded  # nothing was made for what is refused
+    shutil.rmtree(trained / "unet")
+    with pytest.raises(InputError, match=r"towers/state-00000006\.json: built on another VAE"):  # not after the whole of its training
+        run_stage("unet", longer, composer, trained, resume=True, limits=Limits())
+    shutil.rmtree(trained / "towers")
     for stage in ("towers", "unet"):
-        shutil.rmtree(trained / stage)
         run_stage(stage, longer, composer, trained, resume=True, limits=Limits())
     export(longer, trained, tmp_path / "a.safetensors")
+
+
+def test_pictures_of_another_vae_are_encoded_again_where_the_stages_fit(
+    trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path
+) -> None:
+    vae = VAE(load_family("emoji").vae)
+    pictures(trained / PICTURES, composer, vae, "float32", 0, lambda _: None)
+    with pytest.raises(InputError, match="go on with the stage 'unet'"):
+        export(recipe, trained, tmp_path / "a.safetensors")
+    run_stage("unet", recipe, composer, trained, resume=True, limits=Limits())
+    export(recipe, trained, tmp_path / "a.safetensors")
