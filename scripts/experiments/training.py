@@ -76,8 +76,8 @@ def least(rows: Sequence[Sequence[Any]], distances: Mapping[str, np.ndarray]) ->
     """Which training is the nearest, and which of the others are further by more than twice the difference's standard error."""
     best = min(rows, key=lambda row: row[3][0])[0]
     other = {name: found - distances[best] for name, found in distances.items() if name != best}
-    told = [f"{name} {'is' if found.mean() > 2 * found.std(ddof=1) else 'is not'}" for name, found in other.items()]
-    return f"The least distance has the one trained {best}; further by more than two standard errors of the difference: {', '.join(told)}."
+    told = [f'"{name}" {"is" if found.mean() > 2 * found.std(ddof=1) else "is not"}' for name, found in other.items()]
+    return f'The least distance has "{best}"; further by more than two standard errors of the difference: {", ".join(told)}.'
 
 
 def offset(asked: Asked) -> Found:

@@ -111,7 +111,7 @@ def test_a_training_is_further_where_more_than_chance_says_so() -> None:
     both = {name: training.apart(points, reference, again) for name, points in sets.items()}
     assert both["far"][0][0] == pytest.approx(4 / reference.var(axis=0).sum()) and 0 < both["far"][0][1] < 0.2
     said = training.least([[name, 300, 1, found] for name, (found, _) in both.items()], {name: each for name, (_, each) in both.items()})
-    assert "far is" in said and "far is not" not in said and ("like is not" in said or "one is not" in said)
+    assert '"far" is' in said and '"far" is not' not in said and ('"like" is not' in said or '"one" is not' in said)
 
 
 def test_a_linear_probe_finds_what_is_linear() -> None:
