@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw
 
 from ldm.train.scenes import Thing
 
-SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
+Paint = Callable[[ImageDraw.ImageDraw], Any]
+
+SHAPES: dict[str, Paint] = {
     "disc": lambda draw: draw.ellipse((2, 2, 38, 38), (230, 200, 40, 255)),
     "block": lambda draw: draw.rectangle((4, 4, 36, 36), (60, 200, 90, 255)),
     "roof": lambda draw: draw.polygon([(20, 2), (38, 38), (2, 38)], (200, 60, 160, 255)),
@@ -21,19 +23,19 @@ SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
 }
 
 
-def drawn() -> list[Thing]:
+def drawn(shapes: Mapping[str, Paint] = SHAPES, side: int = 41) -> list[Thing]:
     things = []
-    for name, paint in SHAPES.items():
-        tile = Image.new("RGBA", (41, 41), (0, 0, 0, 0))
+    for name, paint in shapes.items():
+        tile = Image.new("RGBA", (side, side), (0, 0, 0, 0))
         paint(ImageDraw.Draw(tile))
         things.append(Thing(tile.crop(tile.getbbox()), (name,)))
     return things
 
 
-def write(folder: Path) -> None:
-    """`things.json` and a picture of each, into a folder that is there."""
+def write(folder: Path, things: Sequence[Thing] = ()) -> None:
+    """`things.json` and a picture of each, into a folder that is there; without `things` those of SHAPES."""
     entries = []
-    for k, thing in enumerate(drawn()):
+    for k, thing in enumerate(things or drawn()):
         thing.tile.save(folder / f"{k}.png")
         entries.append({"file": f"{k}.png", "names": thing.names, "plural": thing.plural, "weight": thing.weight})
     (folder / "things.json").write_text(json.dumps(entries), encoding="utf-8")

@@ -25,7 +25,7 @@ from ldm.train.cache import fingerprint
 from ldm.train.data import to_tensor
 from ldm.train.fitting import Fit, Size, fit, sizes
 from ldm.train.recipe import PicturesRecipe
-from ldm.train.sealed import read_note, seal, unseal
+from ldm.train.sealed import seal, unseal_made_by
 
 if TYPE_CHECKING:
     from ldm.models.vae import VAE
@@ -64,7 +64,8 @@ def prepare(folder: Path, found: Found, vae: VAE, recipe: PicturesRecipe, seed: 
     """The latents of all pictures that can be opened, from `folder` where they are kept already. Raises InputError where none can."""
     files = [_mark(each) for each in found.examples]
     source = hashlib.sha256(repr((fingerprint(vae.state_dict()), recipe, seed, files)).encode()).hexdigest()
-    note, tensors = _kept(folder / RECORD, source) or _made(folder / RECORD, source, _encode(found.examples, vae, recipe, seed, say))
+    record = folder / RECORD
+    note, tensors = unseal_made_by(record, source) or _made(record, source, _encode(found.examples, vae, recipe, seed, say))
     used = [found.examples[at] for at in note["used"]]
     skipped = tell(found, note["skipped"], len(used), say)
     scale = vae.shape.scale
@@ -91,11 +92,6 @@ def _mark(example: Example) -> tuple[object, ...]:
     except OSError:
         return (example.name,)
     return (str(example.path), example.span, info.st_size, info.st_mtime_ns)
-
-
-def _kept(record: Path, source: str) -> Kept | None:
-    note = read_note(record)
-    return unseal(record) if note is not None and note.get("source") == source else None
 
 
 def _made(record: Path, source: str, made: Kept) -> Kept:

@@ -37,12 +37,12 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int =
     return files
 
 
-def refuse_other(folder: Path, origin: str, why: str = OTHER_STAGES) -> None:
+def refuse_other(folder: Path, origin: str) -> None:
     """InputError where the newest state of which there is a record is of another origin than `origin`, and both say one."""
     for record in sorted(folder.glob("state-*.json"), reverse=True):
         note = read_note(record)
         if note is not None:
-            _refuse(record, note, origin, why)
+            _refuse(record, note, origin, OTHER_STAGES)
             return
 
 

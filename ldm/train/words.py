@@ -13,7 +13,7 @@ from ldm.models.clip import CLIPText
 from ldm.text.prompt import chunks
 from ldm.text.tokenizer import encode, padded
 from ldm.train.cache import fingerprint
-from ldm.train.sealed import read_note, seal, unseal
+from ldm.train.sealed import seal, unseal_made_by
 
 AT_ONCE = 64  # captions
 # Captions, and bytes, of features that are made before the first step; of more, those of a batch at its step.
@@ -63,8 +63,7 @@ def features(towers: Sequence[CLIPText], texts: Sequence[str], folder: Path | No
         return _made(towers, texts)
     record, marks = folder / RECORD, [fingerprint(tower.state_dict()) for tower in towers]
     source = hashlib.sha256(repr((marks, list(texts))).encode()).hexdigest()
-    note = read_note(record)
-    kept = unseal(record) if note is not None and note.get("source") == source else None
+    kept = unseal_made_by(record, source)
     if kept is not None:
         return kept[1]
     made = _made(towers, texts)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from ldm.models.shapes import Family, load_family
 from ldm.resources import configs
@@ -18,8 +16,9 @@ from ldm.train.data import Composer
 from ldm.train.loop import Limits
 from ldm.train.recipe import Recipe, load_recipe
 from ldm.train.scenes import Thing
+from tests.things import Paint, drawn
 
-SHAPES: dict[str, Callable[[ImageDraw.ImageDraw], Any]] = {
+SHAPES: dict[str, Paint] = {
     "circle": lambda draw: draw.ellipse((2, 2, 38, 38), (230, 200, 40, 255)),
     "square": lambda draw: draw.rectangle((4, 4, 36, 36), (60, 200, 90, 255)),
     "triangle": lambda draw: draw.polygon([(20, 2), (38, 38), (2, 38)], (200, 60, 160, 255)),
@@ -46,12 +45,7 @@ def made_pictures(count: int = 10) -> Pictures:
 
 @pytest.fixture
 def shapes() -> list[Thing]:
-    things = []
-    for name, draw in SHAPES.items():
-        tile = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
-        draw(ImageDraw.Draw(tile))
-        things.append(Thing(tile.crop(tile.getbbox()), (name,)))
-    return things
+    return drawn(SHAPES, 40)
 
 
 @pytest.fixture

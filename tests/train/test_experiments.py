@@ -22,6 +22,7 @@ from scripts.experiments.common import Asked, columns
 from scripts.experiments.latents import cells
 from scripts.experiments.measures import explained, frechet, mean, offset, sharpness, spread
 from scripts.experiments.page import EXPERIMENTS, NOT
+from tests.things import write
 from tests.train.conftest import made_pictures
 
 SIDE = 64
@@ -39,10 +40,7 @@ def things(shapes: list[Thing], tmp_path: Path) -> Path:
     """The folder that scripts/emoji.py would write of them."""
     folder = tmp_path / "things"
     folder.mkdir()
-    for thing in shapes:
-        thing.tile.save(folder / f"{thing.names[0]}.png")
-    index = [{"file": f"{each.names[0]}.png", "names": each.names, "plural": each.plural, "weight": each.weight} for each in shapes]
-    (folder / "things.json").write_text(json.dumps(index))
+    write(folder, shapes)
     return folder
 
 

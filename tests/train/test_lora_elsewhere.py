@@ -21,6 +21,16 @@ from ldm.train.adapting import adapt, first_values, gathered, pairs
 from ldm.train.recipe import LoraRecipe, Target
 
 
+def written(path: Path, box: ldm.Pipeline, targets: tuple[Target, ...], std: float, draw: torch.Generator) -> Path:
+    """A LoRA of the model with drawn values."""
+    made = adapt(copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers], LoraRecipe(4, 2.0, targets))
+    first_values(made, 3)
+    with torch.no_grad():
+        for each in made.values():
+            each.lora_up.get_parameter("weight").normal_(std=std, generator=draw)
+    return save(path, lora_items(pairs(made, gathered(made).state_dict()), torch.float16))
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("targets", [("transformer",), ("transformer", "convolution")])
 def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path, targets: tuple[Target, ...]) -> None:
@@ -29,14 +39,8 @@ def test_diffusers_loads_it_to_the_same_latents(tmp_path: Path, targets: tuple[T
     from ldm.parity import foreign
 
     box = ldm.load(device="cpu", dtype="float32")
-    unet, towers = copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers]
-    made = adapt(unet, towers, LoraRecipe(4, 2.0, targets))
-    first_values(made, 3)
     draw = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for each in made.values():
-            each.lora_up.get_parameter("weight").normal_(std=0.03, generator=draw)
-    file = save(tmp_path / "style.safetensors", lora_items(pairs(made, gathered(made).state_dict()), torch.float16))
+    file = written(tmp_path / "style.safetensors", box, targets, 0.03, draw)
 
     theirs = foreign.unet(find(None), box.family)
     loader = diffusers.StableDiffusionXLPipeline
@@ -73,13 +77,8 @@ def test_diffusers_loads_what_towers_learned_to_the_same_words(tmp_path: Path) -
     from ldm.parity import foreign
 
     box = ldm.load(device="cpu", dtype="float32")
-    made = adapt(copy.deepcopy(box.unet), [copy.deepcopy(tower) for tower in box.towers], LoraRecipe(4, 2.0, ("towers",)))
-    first_values(made, 3)
     draw = torch.Generator().manual_seed(4)
-    with torch.no_grad():
-        for each in made.values():
-            each.lora_up.get_parameter("weight").normal_(std=0.1, generator=draw)
-    file = save(tmp_path / "words.safetensors", lora_items(pairs(made, gathered(made).state_dict()), torch.float16))
+    file = written(tmp_path / "words.safetensors", box, ("towers",), 0.1, draw)
     merge(read_lora(file), box.unet, box.towers)
 
     ids = [torch.randint(1, 40_000, (2, 77), generator=draw).index_fill(1, torch.tensor([76]), 49_407)] * 2
