@@ -10,8 +10,10 @@ of a place, a pair in a named relation, and a number of things. What is measured
 colour    the nearest of the twelve colours to the median of the picture's border is the one asked for
 top-1/5   what stands out from the background, cut out, is nearest to the picture of the thing asked for, or that is among the
           five nearest, of all things (for a pair: of both)
-position  the thing's centre is on the side asked for; of a pair, each is nearer to what was asked for in its place than to the other,
-          and one of them is among the five nearest (of what is no thing at all, one half in two would be right)
+side      the thing's centre is on the side asked for
+relation  of a pair, each is nearer to what was asked for in its place than to the other, and one of them is among the five nearest
+          (of what is no thing at all, one half in two would be right)
+position  the side or the relation, whichever was asked for
 count     so many parts of like size stand out as were asked for
 all       all of these that apply, with top-5
 
@@ -147,7 +149,7 @@ def ways(composer: Composer, pipeline: ldm.Pipeline, seed: int) -> dict[str, Cal
 
 def scores(verdicts: Sequence[Verdict]) -> dict[str, tuple[int, int]]:
     """Of each measure: how many are right, of how many to which it applies."""
-    names = ("colour", "top-1", "top-5", "position", "count", "all")
+    names = ("colour", "top-1", "top-5", "side", "relation", "position", "count", "all")
     return {name: (sum(each.get(name, False) for each in verdicts), sum(name in each for each in verdicts)) for name in names}
 
 
@@ -169,7 +171,7 @@ class Judge:
             boxes = [whole(shown)] if scene.kind in ("one", "place") else found[:3]
             verdict |= self._ranked([self._rank(pixels, box, scene.colour, scene.placed[0].hue, scene.placed[0].thing) for box in boxes])
         if scene.kind == "place":
-            verdict["position"] = placed(whole(shown), shown.shape, PLACES[scene.said])
+            verdict["side"] = verdict["position"] = placed(whole(shown), shown.shape, PLACES[scene.said])
         if scene.kind == "count":
             verdict["count"] = len(found) == {word: number for number, word in NUMBERS.items()}[scene.said]
         return {**verdict, "all": all(right for name, right in verdict.items() if name != "top-1")}
@@ -186,8 +188,8 @@ class Judge:
         one, other = (each.thing for each in scene.placed)
         straight = [self._rank(pixels, box, scene.colour, None, thing) for box, thing in zip(boxes, (one, other), strict=True)]
         turned = [self._rank(pixels, box, scene.colour, None, thing) for box, thing in zip(boxes, (other, one), strict=True)]
-        position = all(boxes) and min(straight) < NEAREST and (one == other or sum(straight) < sum(turned))
-        return self._ranked(min(straight, turned, key=sum)) | {"position": position}
+        relation = all(boxes) and min(straight) < NEAREST and (one == other or sum(straight) < sum(turned))
+        return self._ranked(min(straight, turned, key=sum)) | {"relation": relation, "position": relation}
 
     @staticmethod
     def _ranked(ranks: Sequence[int]) -> Verdict:

@@ -48,7 +48,7 @@ def test_a_pair_the_wrong_way_round_has_the_wrong_position(composer: Composer, r
     scene, judge = Scene("pair", "black", placed, "", relation), Judge(composer.things)
     turned = dataclasses.replace(scene, placed=(dataclasses.replace(placed[0], thing=3), dataclasses.replace(placed[1], thing=0)))
     right, wrong = judge(shown(composer, scene), scene), judge(shown(composer, turned), scene)
-    assert right["position"] and right["top-1"] and right["all"]
+    assert right["position"] and right["relation"] and "side" not in right and right["top-1"] and right["all"]
     assert not wrong["position"] and not wrong["all"] and wrong["top-5"]
 
 

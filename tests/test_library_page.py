@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import ldm
 from ldm import resources
+from ldm.checkpoint.lora import Pair, lora_items
+from ldm.checkpoint.writer import save
 from ldm.commands import main
+from ldm.models.shapes import load_family
 from tests.pages import ROOT, Block, blocks
 
 PAGE = ROOT / "docs/library.md"
@@ -38,9 +42,12 @@ def play(section: list[Block]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With the files that the page names: a stand-in for the official one."""
+    """With the files that the page names: a stand-in for the official one, and a LoRA of one layer."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sd_xl_base_1.0.safetensors").symlink_to(resources.weights() / "ldm-emoji.safetensors")
+    width = load_family("emoji").unet.model_channels
+    pair = Pair(torch.ones(1, width), torch.ones(4 * width, 1), 1.0)
+    save(tmp_path / "style.safetensors", lora_items({"lora_unet_time_embed_0": pair}, torch.float16))
     return tmp_path
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ldm.errors import InputError
 from ldm.options import Job
@@ -41,6 +41,7 @@ a robot on a brown background
 """  # of one thing each, in the middle
 WIDEST = 680  # pixels of a figure
 SHADES = 128  # colours of a figure, whose file is small then
+LETTERS = 11  # pixels of a figure's words
 APART = 1000  # seeds from one prompt to the next
 
 
@@ -125,21 +126,23 @@ def pictures(result: Result) -> list[np.ndarray]:
     return [np.asarray(image.convert("RGB"), dtype=np.float32) for image in result.images]
 
 
-def sheet(rows: Sequence[Sequence[np.ndarray]], side: int | None = None) -> Image.Image:
-    """Pictures in rows, `side` pixels each or as large as they fit, in few colours."""
-    across = max(map(len, rows))
+def sheet(rows: Sequence[Sequence[np.ndarray]], side: int | None = None, heads: Sequence[str] = ()) -> Image.Image:
+    """Pictures in rows, `side` pixels each or as large as they fit, a word above each column, in few colours."""
+    across, top = max(map(len, rows)), LETTERS + 5 if heads else 0
     side = side or min(128, WIDEST // across)
-    made = Image.new("RGB", (across * side, len(rows) * side), "white")
+    made = Image.new("RGB", (across * side, top + len(rows) * side), "white")
+    for right, word in enumerate(heads):
+        ImageDraw.Draw(made).text(((right + 0.5) * side, 2), word, "black", ImageFont.load_default(LETTERS), anchor="ma")
     for down, row in enumerate(rows):
         for right, pixels in enumerate(row):
             how = Image.Resampling.LANCZOS if side <= len(pixels) else Image.Resampling.NEAREST
             tile = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8)).resize((side, side), how)
-            made.paste(tile, (right * side, down * side))
+            made.paste(tile, (right * side, top + down * side))
     return made.quantize(SHADES, dither=Image.Dither.NONE)
 
 
-def columns(settings: Sequence[Sequence[np.ndarray]], rows: int = 3) -> Image.Image:
-    """A column a setting, some of its pictures, the same of each, below each other."""
-    count = min(map(len, settings))
+def columns(settings: Mapping[str, Sequence[np.ndarray]], rows: int = 3) -> Image.Image:
+    """A column a setting under its name, some of its pictures, the same of each, below each other."""
+    count = min(map(len, settings.values()))
     places = dict.fromkeys(row * count // rows for row in range(rows))
-    return sheet([[found[at] for found in settings] for at in places])
+    return sheet([[found[at] for found in settings.values()] for at in places], heads=list(settings))

@@ -13,6 +13,7 @@ from scripts.experiments.common import Asked, Found, Table, sheet
 from scripts.experiments.measures import colour_axes, explained
 
 AT_ONCE = 32
+LEAST = 0.1  # of a variance: below it a channel is not said to mean anything
 TARGETS = ("luminance (Y)", "yellow to blue (Cb)", "cyan to red (Cr)", "lighter on the right", "lighter below", "contrast")
 
 
@@ -24,11 +25,12 @@ def latents(asked: Asked) -> Found:
     for at, target in enumerate(TARGETS):
         alone = [explained(x[:, k : k + 1], y[:, at]) for k in range(x.shape[1])]
         rows.append([target, *alone, explained(x, y[:, at])])
-        said.append(f"{target}: channel {int(np.argmax(alone))} ({max(alone):.2f})")
+        said.append(f"{target} {f'channel {int(np.argmax(alone))}' if max(alone) >= LEAST else 'none'} ({max(alone):.2f})")
     head = ["R² of", *(f"channel {k}" for k in range(x.shape[1])), "all together"]
     shown = [[image.astype(np.float32), *grey(each)] for image, each in zip(images[:3], z[:3], strict=True)]
-    best = f"The best channel for each alone: {'; '.join(said)}."
-    return Found([Table(head, rows)], best, sheet(shown), "Pictures of the data, and the channels of their latents in grey.")
+    best = f"The best channel for each alone, where its R² is {LEAST} or more: {'; '.join(said)}."
+    figure = sheet(shown, heads=["picture", *head[1:-1]])
+    return Found([Table(head, rows)], best, figure, "Pictures of the data, and the channels of their latents in grey.")
 
 
 def encoded(asked: Asked, images: np.ndarray) -> np.ndarray:

@@ -29,8 +29,8 @@ class Experiment:
 EXPERIMENTS: Mapping[str, Experiment] = {
     "crop": Experiment("sampling", 64, "--things things"),
     "size": Experiment("sampling", 64, "--things things"),
-    "conditioning": Experiment("training", 256, "--things things --run runs/emoji --minutes 20"),
-    "offset": Experiment("training", 64, "--things things --run runs/emoji --minutes 5"),
+    "conditioning": Experiment("training", 256, "--model emoji.safetensors --things things --run runs/emoji --minutes 20"),
+    "offset": Experiment("training", 64, "--model emoji.safetensors --things things --run runs/emoji --minutes 5"),
     "cfg": Experiment("sampling", 48, "--things things"),
     "steps": Experiment("sampling", 16, "--things things"),
     "latents": Experiment("latents", 512, "--things things"),

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from scripts.evaluate import Judge, Verdict, held_scenes, scores
-from scripts.experiments.common import Asked, Found, Table, columns, pictures
+from scripts.experiments.common import Asked, Found, Table, columns, pictures, sheet
 from scripts.experiments.measures import Pair, mean, offset, sharpness, spread
 
 CROPS = ((1.0, 0.0), (1.0, 0.125), (1.0, 0.25), (1.0, 0.375), (1.5, 0.0), (1.5, 0.25), (1.5, 0.5))  # original and corner, of the side
@@ -30,20 +30,21 @@ NEAR = 10.0  # of 255
 
 
 def crop(asked: Asked) -> Found:
-    rows, shown = list[list[Any]](), []
+    rows, shown = list[list[Any]](), {}
     for original, corner in ((round(a * asked.size), round(b * asked.size)) for a, b in CROPS):
         drawn = asked.drawn(original=(original, original), crop=(corner, corner))
         there = original >= corner + asked.size
         right, down, seen = moved(drawn)
         data = moved(windows(asked, original, corner) if there else [])
         rows.append([original, corner, original / 2 - corner - asked.size / 2, right, down, *data[:2], f"{seen} of {len(drawn)}"])
-        shown.append(drawn)
+        shown[f"{original}, {corner}"] = drawn
         asked.say(f"crop: original {original}, corner {corner}")
     head = ["original", "crop", "where the middle then is", "right", "down", "data: right", "data: down", "seen"]
     alone, both = ([row for row in rows if (row[0] == asked.size) == own] for own in (True, False))
-    said = f"For each pixel that the numbers say the things move {slope(alone)} where the crop alone changes, "
-    said += f"{slope(both)} where it is of a larger original, in the data {slope(both, 5)}."
-    return Found([Table(head, rows)], said, columns(shown), "A column a row of the table, the same seeds below each other.")
+    own, data = slope(both), slope(both, 5)
+    said = f"For each pixel that the numbers say the things move {plain(slope(alone))} where the crop alone changes, "
+    said += f"{plain(own)} where it is of a larger original, in the data {plain(data)}{learned(own, data)}."
+    return Found([Table(head, rows)], said, columns(shown), "Original and crop above each column, the same seeds below each other.")
 
 
 def moved(drawn: Sequence[np.ndarray]) -> tuple[Pair, Pair, int]:
@@ -52,13 +53,22 @@ def moved(drawn: Sequence[np.ndarray]) -> tuple[Pair, Pair, int]:
     return mean([each[1] for each in found]), mean([each[0] for each in found]), len(found)
 
 
-def slope(rows: Sequence[Sequence[Any]], at: int = 3) -> str:
+def slope(rows: Sequence[Sequence[Any]], at: int = 3) -> float | None:
     """How much of the way in column 2 the things have gone, by the pair of columns from `at` on."""
     points = [(row[2], (row[at][0] + row[at + 1][0]) / 2) for row in rows if row[at][0] is not None]
     if len({told for told, _ in points}) < 2:
-        return "(not known)"
+        return None
     told, gone = np.array(points).T
-    return f"{round(float(np.polyfit(told, gone, 1)[0]), 2) + 0.0:.2f}"  # no -0
+    return float(np.polyfit(told, gone, 1)[0])
+
+
+def plain(value: float | None) -> str:
+    return "(not known)" if value is None else f"{round(value, 2) + 0.0:.2f}"  # no -0
+
+
+def learned(own: float | None, data: float | None) -> str:
+    """How much of what the data does the model does."""
+    return "" if own is None or not data else f": the model follows {round(100 * own / data)} % of it"
 
 
 def windows(asked: Asked, original: int, corner: int) -> list[np.ndarray]:
@@ -71,18 +81,19 @@ def windows(asked: Asked, original: int, corner: int) -> list[np.ndarray]:
 
 
 def size(asked: Asked) -> Found:
-    rows, shown = list[list[Any]](), []
+    rows, shown = list[list[Any]](), {}
     for original in (round(share * asked.size) for share in ORIGINALS):
         drawn = asked.drawn(original=(original, original))
         data = sharp(enlarged(asked, original)) if original <= asked.size else [[None, None], [None, None]]
         rows.append([original, *sharp(drawn), *data])
-        shown.append(drawn)
+        shown[f"{original}"] = drawn
         asked.say(f"size: original {original}")
     head = ["original", "difference of neighbours", "fine share", "data: difference", "data: fine share"]
     least, own = rows[0], next(row for row in rows if row[0] == asked.size)
-    said = f"From {least[0]} to {own[0]} the difference of neighbours grows {own[1][0] / least[1][0]:.2f} times"
-    said += f", in the data {own[3][0] / least[3][0]:.2f} times." if asked.folder else "."
-    return Found([Table(head, rows)], said, columns(shown), "A column a row of the table, the same seeds below each other.")
+    grown, there = (own[at][0] / least[at][0] if least[at][0] else None for at in (1, 3))
+    said = f"From {least[0]} to {own[0]} the difference of neighbours grows {plain(grown)} times"
+    said += f", in the data {plain(there)} times{learned(grown and grown - 1, there and there - 1)}." if asked.folder else "."
+    return Found([Table(head, rows)], said, columns(shown), "The original size above each column, the same seeds below each other.")
 
 
 def sharp(drawn: Sequence[np.ndarray]) -> list[Pair]:
@@ -123,7 +134,7 @@ class Scenes:
 
 
 def cfg(asked: Asked) -> Found:
-    scenes, rows, shown = Scenes(asked, SEEDS), list[list[Any]](), []
+    scenes, rows, shown = Scenes(asked, SEEDS), list[list[Any]](), {}
     for scale in SCALES:
         drawn, latents = scenes.drawn(cfg=scale)
         right = scenes.agreement(drawn)
@@ -131,12 +142,12 @@ def cfg(asked: Asked) -> Found:
         relative = [distance / float(each.std()) for distance, each in zip(distances, latents, strict=False)]
         shares = [share(right[name], len(drawn)) for name in ("colour", "top-5", "all")]
         rows.append([scale, *shares, mean(distances), mean(relative)])
-        shown.append(drawn)
+        shown[f"{scale:g}"] = drawn
         asked.say(f"cfg: {scale}")
     head = ["scale", "colour right", "thing in the first 5", "all right", "distance between seeds", "in standard deviations"]
     said = f"Most pictures are right in all at scale {best(rows, 3)}; in standard deviations the seeds of a prompt are furthest apart at "
     said += f"{best(rows, 5)}. Scales within a standard error of the best are named with it."
-    return Found([Table(head, rows)], said, columns(shown), "A column a scale, the same seeds below each other.")
+    return Found([Table(head, rows)], said, columns(shown), "The scale above each column, the same seeds below each other.")
 
 
 def share(value: float | None, count: int) -> Pair:
@@ -165,8 +176,7 @@ def steps(asked: Asked) -> Found:
         Table(head[:-1], distances, f"Distance to the same sampler's picture of {MANY} steps:\n\n"),
         Table(head, right, "Share of pictures in which all is right:\n\n"),
     ]
-    turned = [[row[at] for row in shown] for at in range(len(shown[0]))]
-    return Found(tables, settled(distances), columns(turned, len(shown)), "A row a sampler, a column a number of steps; one seed.")
+    return Found(tables, settled(distances), sheet(shown, heads=head[1:]), "A row a sampler in the tables' order, steps above; one seed.")
 
 
 def apart(drawn: Sequence[np.ndarray], end: Sequence[np.ndarray]) -> Pair:

@@ -51,18 +51,20 @@ def conditioning(asked: Asked) -> Found:
     data = [asked.composed(scene, k).astype(np.float32) for k, scene in enumerate(scenes)]
     reference, others = (features(asked.pipeline.vae, part) for part in (data[: asked.count], data[asked.count :]))
     again = np.random.default_rng([asked.seed, 10]).integers(asked.count, size=(RESAMPLED, asked.count))  # of scenes, for every training
-    distances, rows, shown, steps = dict[str, np.ndarray](), list[list[Any]](), [data[: asked.count]], asked.steps
+    distances, rows, shown, steps = dict[str, np.ndarray](), list[list[Any]](), {"data": data[: asked.count]}, asked.steps
+    single = [k for k, scene in enumerate(scenes[: asked.count]) if len(scene.placed) == 1] or [0]  # what sizes and crops are told of
     for name, found in arms.items():
         unet, steps = trained(asked, name, start(asked), found, asked.recipe.unet.offset, STEADY, steps)
         model = with_unet(asked, unet)
         drawn = [pixels for k, scene in enumerate(scenes[: asked.count]) for pixels in pictures(model.batch(scene.caption, k, 1))]
         own, distances[name] = apart(features(asked.pipeline.vae, drawn), reference, again)
         rows.append([name, len(found.z), steps, own, edges(drawn), PAPER[name]])
-        shown.append(drawn)
+        shown[name.replace(", small pictures dropped", ", dropped")] = drawn
     rows.append(["other pictures of the data", None, None, apart(others, reference, again)[0], edges(data), None])
     head = ["trained", "pictures", "steps", "Fréchet distance", "difference of neighbours", "paper: FID-5k"]
     said = least(rows[:-1], distances)
-    return Found([Table(head, rows)], said, columns(shown), "The data's pictures, then a column a training in the table's order.")
+    figure = columns({name: [found[k] for k in single] for name, found in shown.items()})
+    return Found([Table(head, rows)], said, figure, "The data's pictures of single things, then a column a training in the table's order.")
 
 
 def apart(drawn: np.ndarray, reference: np.ndarray, again: np.ndarray) -> tuple[Pair, np.ndarray]:
@@ -83,16 +85,16 @@ def least(rows: Sequence[Sequence[Any]], distances: Mapping[str, np.ndarray]) ->
 def offset(asked: Asked) -> Found:
     """The model trained further, with noise of several strengths, from its own weights."""
     data, scenes = source(asked), extremes(asked)
-    shown = [[asked.composed(scene, k).astype(np.float32) for k, scene in enumerate(scenes)], lit(asked, scenes)]
-    rows: list[list[Any]] = [["data", None, *brightness(shown[0])], ["the model before", None, *brightness(shown[1])]]
+    shown = {"data": [asked.composed(scene, k).astype(np.float32) for k, scene in enumerate(scenes)], "before": lit(asked, scenes)}
+    rows: list[list[Any]] = [["data", None, *brightness(shown["data"])], ["the model before", None, *brightness(shown["before"])]]
     steps = asked.steps
     for strength in STRENGTHS:
         unet, steps = trained(asked, f"offset {strength}", copied(asked.pipeline.unet), data, strength, STEADY | FINER, steps)
-        shown.append(lit(with_unet(asked, unet), scenes))
-        rows.append([f"offset noise {strength:g}", steps, *brightness(shown[-1])])
+        drawn = shown[f"{strength:g}"] = lit(with_unet(asked, unet), scenes)
+        rows.append([f"offset noise {strength:g}", steps, *brightness(drawn)])
     ranges = {row[0]: row[3][0] - row[2][0] for row in rows}
     said = "From black to white: " + ", ".join(f"{name} {value:.3f}" for name, value in ranges.items()) + "."
-    return Found([Table(["", "steps", *EXTREMES], rows)], said, columns(shown, 4), "A column a row of the table.")
+    return Found([Table(["", "steps", *EXTREMES], rows)], said, columns(shown, 4), "A column a row of the table, the strength above.")
 
 
 def source(asked: Asked) -> Pictures:

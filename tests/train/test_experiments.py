@@ -63,7 +63,9 @@ def test_a_thing_that_is_moved_by_8_pixels_is_8_pixels_off() -> None:
     right, down, seen = sampling.moved([block(8, 2), block(8, 4), np.zeros((SIDE, SIDE, 3), np.float32)])
     assert (right, down, seen) == ([3, 1], [8, 0], 2)
     rows = [[0, 0, away, [away / 2, None], [away, None], [None, None]] for away in (16.0, 0.0, -16.0)]
-    assert sampling.slope(rows) == "0.75" and sampling.slope(rows[:1]) == sampling.slope(rows, 5) == "(not known)"
+    assert sampling.slope(rows) == pytest.approx(0.75) and sampling.slope(rows[:1]) is sampling.slope(rows, 5) is None
+    assert (sampling.plain(0.751), sampling.plain(-0.001), sampling.plain(None)) == ("0.75", "0.00", "(not known)")
+    assert sampling.learned(0.1, 0.8).endswith("12 % of it") and sampling.learned(None, 0.8) == sampling.learned(0.1, None) == ""
 
 
 def test_the_data_s_own_windows_lie_where_their_numbers_say(things: Path) -> None:
@@ -202,5 +204,8 @@ def test_cells_of_a_table() -> None:
 
 
 def test_a_figure_has_a_column_a_setting() -> None:
-    made = columns([[block(0, 0)] * 6, [block(8, 0)] * 6]).convert("RGB")
-    assert made.size == (256, 384) and made.getpixel((128 + 64, 64 - 8)) != made.getpixel((64, 64 - 18))
+    made = columns({"here": [block(0, 0)] * 6, "there": [block(8, 0)] * 6}).convert("RGB")
+    top = made.height - 384
+    assert made.width == 256 and made.getpixel((128 + 64, top + 64 - 8)) != made.getpixel((64, top + 64 - 18))
+    words = np.asarray(made.convert("L"))[:top] < 128
+    assert words[:, :128].any() and words[:, 128:].any() and not words[:, :40].any()  # in the middle of each
