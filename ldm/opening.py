@@ -7,7 +7,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -29,6 +29,15 @@ class Opened:
     alpha: Image.Image | None
     format: str
     notes: tuple[str, ...] = ()
+
+    def on_white(self) -> Opened:
+        """Without the colours under what is transparent, which nobody was meant to see."""
+        if self.alpha is None:
+            return self
+        from PIL import Image
+
+        rgb = Image.composite(self.rgb, Image.new("RGB", self.rgb.size, "white"), self.alpha)
+        return replace(self, rgb=rgb, alpha=None, notes=(*self.notes, "what is transparent becomes white"))
 
 
 @contextmanager

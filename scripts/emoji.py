@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,9 +22,15 @@ from xml.etree import ElementTree
 
 from PIL import Image, ImageDraw, ImageFont
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ldm.commands.streams import complain
+from ldm.errors import InputError, LdmError
+
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 NAMES = Path("/usr/share/unicode/emoji/emoji-test.txt")
 KEYWORDS = Path("/usr/share/unicode/cldr/common/annotations/en.xml")
+PACKAGES = "the Debian packages fonts-noto-color-emoji unicode-data unicode-cldr-core"
 SIZE = 109  # the one bitmap size of the font
 
 # How often the things of a group are drawn; all others as often as 1. Much in these is alike: clocks, arrows, men and women with one trade.
@@ -66,16 +73,29 @@ class Emoji:
     group: str
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--font", type=Path, default=FONT)
     parser.add_argument("--names", type=Path, default=NAMES)
     parser.add_argument("--keywords", type=Path, default=KEYWORDS)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        render_all(args)
+    except (LdmError, OSError) as error:
+        complain(error)
+        return error.exit_code if isinstance(error, LdmError) else 1
+    return 0
+
+
+def render_all(args: argparse.Namespace) -> None:
+    """The tiles and things.json. Raises InputError where the font, the names or the keywords are not there, with nothing made."""
+    for path in (args.font, args.names, args.keywords):
+        if not path.is_file():
+            raise InputError(f"{path}: no such file: install {PACKAGES}, or give --font, --names or --keywords")
     found, font, index = list(base(args.names)), ImageFont.truetype(str(args.font), SIZE), []
     others, seen = synonyms(args.keywords, found), set[bytes]()
+    args.out.mkdir(parents=True, exist_ok=True)
     for emoji in found:
         tile = render(emoji.text, font)
         if tile.tobytes() in seen:
@@ -143,4 +163,4 @@ def render(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -18,6 +18,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ldm
+from ldm.commands.streams import complain
+from ldm.errors import LdmError
 from ldm.train.scenes import COLOURS
 
 PROMPTS = """
@@ -40,7 +42,7 @@ a cloud above a house on a cyan background
 """
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", help="default: the model in the box")
@@ -48,6 +50,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--columns", type=int, default=4)
     args = parser.parse_args()
+    try:
+        draw(args)
+    except (LdmError, OSError) as error:
+        complain(error)
+        return error.exit_code if isinstance(error, LdmError) else 1
+    return 0
+
+
+def draw(args: argparse.Namespace) -> None:
     prompts = (args.prompts.read_text(encoding="utf-8") if args.prompts else PROMPTS).strip().splitlines()
     pipeline, begun = ldm.load(args.model), time.perf_counter()
     images = [pipeline.generate(prompt, "", seed=args.seed).images[0] for prompt in prompts]
@@ -84,4 +95,4 @@ def grid(images: list[Image.Image], columns: int) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,7 +31,7 @@ from ldm import pictures
 from ldm.checkpoint import writer
 from ldm.checkpoint.memory import size
 from ldm.checkpoint.safetensors import read_header
-from ldm.commands import main, output, progress
+from ldm.commands import VERBS, main, output, progress
 from ldm.errors import LdmError, MemoryNeedError
 from ldm.metadata import a1111, native
 from ldm.models.shapes import load_family
@@ -633,3 +633,10 @@ def test_sizes(count: int, text: str) -> None:
 @pytest.mark.parametrize(("steps", "seconds", "text"), [(20, 10, "2.0 it/s"), (10, 20, "2.0 s/it"), (0, 1, ""), (1, 0, "")])
 def test_rates(steps: int, seconds: float, text: str) -> None:
     assert progress.rate(steps, seconds) == text
+
+
+def test_the_words_of_a_verb_stand_apart_from_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    verbs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert [line.split()[0] for line in verbs] == list(VERBS)
+    assert all(re.match(r"  [a-z]+ {2,}\S", line) for line in verbs)

@@ -94,7 +94,7 @@ def _run(words: list[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    verbs = "\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())
     return f"usage: ldm VERB ...\n\n{verbs}\n\nldm VERB --help lists the flags of a verb; ldm --version."
 
 

@@ -71,36 +71,36 @@ def _check_length(path: Path) -> None:
             raise InputError(f"{long}: choose a shorter one")
 
 
-def _check_replaced(path: Path) -> None:
+def _check_replaced(path: Path, flag: str = "-o") -> None:
     """InputError unless --overwrite can put a file at `path`, or where it leads as a link."""
     real = Path(os.path.realpath(path))
     if os.path.lexists(real) and not real.is_file():
         raise InputError(f"{path} is {'a folder' if real.is_dir() else 'not a regular file'}, which is not replaced: choose another name")
-    check_folder(real.parent)
+    check_folder(real.parent, flag)
 
 
-def check_folder(folder: Path) -> None:
-    """InputError unless files can be made in `folder`, or it can be made."""
+def check_folder(folder: Path, flag: str = "-o") -> None:
+    """InputError unless files can be made in `folder`, or it can be made; `flag` names it."""
     _check_length(folder)
     nearest = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each))
     if not nearest.is_dir():
-        raise InputError(f"output folder {folder}: {nearest} is not a folder: choose another with -o", "E5001")
+        raise InputError(f"output folder {folder}: {nearest} is not a folder: choose another with {flag}", "E5001")
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InputError(f"output folder {folder}: no permission to write in {nearest}: choose another with -o", "E5001")
+        raise InputError(f"output folder {folder}: no permission to write in {nearest}: choose another with {flag}", "E5001")
     disk = shutil.disk_usage(nearest)
     if disk.total and disk.free < LEAST:  # some file systems do not say
-        raise InputError(f"output folder {folder}: the disk has {disk.free:,} bytes free: make room or choose another with -o", "E5001")
+        raise InputError(f"output folder {folder}: the disk has {disk.free:,} bytes free: make room or choose another with {flag}", "E5001")
 
 
-def check_new(path: Path, suffix: str, overwrite: bool) -> None:
+def check_new(path: Path, suffix: str, overwrite: bool, flag: str = "-o") -> None:
     """InputError unless the one file `path` may be written."""
     _check_length(path)
     if path.suffix.lower() != suffix:
         raise InputError(f"{path}: the name must end in {suffix}: name it {path.name}{suffix}")
     if path.is_dir() or (os.path.lexists(path) and not overwrite):
         raise InputError(f"{path} exists: choose another name{'' if path.is_dir() else ' or add --overwrite'}")
-    _check_replaced(path)
-    check_folder(path.parent)
+    _check_replaced(path, flag)
+    check_folder(path.parent, flag)
 
 
 def make_folder(folder: Path) -> None:

@@ -15,6 +15,8 @@ from ldm.commands.streams import mute
 
 __all__ = ["Bar", "rate", "size"]
 
+PAUSE = 0.2  # seconds from one drawing of a long bar to the next
+
 
 def rate(steps: int, seconds: float) -> str:
     """Speed for people: "1.9 it/s", or "2.4 s/it" where a step takes longer than a second."""
@@ -43,9 +45,9 @@ class _Terminal:
 class Bar:
     """A bar for a terminal alone. Give its `step` to `generate` as `on_step`, or its `count` to `load` as `progress`."""
 
-    def __init__(self, what: str, quiet: bool, total: int = 0, unit: str = "it") -> None:
-        self.done = 0
-        self.what, self.total, self.unit = what, total, unit
+    def __init__(self, what: str, quiet: bool, total: int = 0, unit: str = "it", *, done: int = 0, long: bool = False) -> None:
+        """`done`: where it begins; `long`: it is drawn some times a second at most, and its last drawing stays."""
+        self.what, self.total, self.unit, self.done, self.long = what, total, unit, done, long
         self.shown = not quiet and sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.bar: Any = None
 
@@ -56,12 +58,14 @@ class Bar:
             columns, rows = shutil.get_terminal_size()  # 80 by 24 where the terminal does not know
             place = {"ncols": min(columns, 100), "nrows": rows, "file": _Terminal()}
             scaled = {"unit": self.unit, "unit_scale": self.unit == "B"}
-            self.bar = tqdm(total=self.total, desc=self.what, leave=False, mininterval=0, **scaled, **place)
+            paced = {"mininterval": PAUSE, "miniters": 1, "leave": True} if self.long else {"mininterval": 0, "leave": False}
+            self.bar = tqdm(total=self.total, initial=self.done, desc=self.what, **paced, **scaled, **place)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -75,6 +79,12 @@ class Bar:
     def step(self, _step: Any) -> None:
         """Count one step; returns None, so the run goes on."""
         self.count(1, self.total)
+
+    def reach(self, done: int, words: str) -> None:
+        """Stand at `done`, with `words` behind."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(words, refresh=False)
+        self.count(done - self.done, self.total)
 
     def count(self, more: int, total: int) -> None:
         """Count `more` of `total`; another total is another file, with which the bar begins again."""

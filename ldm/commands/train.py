@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ldm import catalogue
+from ldm.commands import output
 from ldm.commands.flags import made
+from ldm.commands.progress import Bar
 from ldm.commands.stopping import STOPS, Stop
 from ldm.commands.streams import printable, say
 from ldm.errors import InputError
@@ -22,8 +26,11 @@ if TYPE_CHECKING:
     from ldm.train.running import Run
     from ldm.train.sources import Found
     from ldm.train.tune import TuneRecipe
+    from ldm.train.watching import Watcher
 
 MIB = 2**20
+EVERY = 500  # steps from one sample grid to the next
+TRAINING = ("data", "model", "minutes", "resume", "shard_mib", "samples", "tensorboard")  # flags of use to a training alone
 
 
 def run(argv: list[str]) -> int:
@@ -31,45 +38,63 @@ def run(argv: list[str]) -> int:
     if argv[:1] == ["report"]:
         return _report(argv[1:])
     options = parser().parse_args(argv)
-    _check(options)
     from ldm.train.recipe import read_recipe
 
-    if "train" in read_recipe(options.recipe):
-        return _tune(options)
-    return _stage(options)
+    staged = "train" not in read_recipe(options.recipe)
+    _check(options, staged)
+    return _stage(options) if staged else _tune(options)
 
 
-def _check(options: argparse.Namespace) -> None:
-    """InputError for what would be met after hours, or taken for something else."""
-    if options.export and options.export.exists() and not options.overwrite:
-        raise InputError(f"--export {options.export}: exists already: give another name, or --overwrite")
-    if options.export and not options.export.parent.is_dir():
-        raise InputError(f"--export {options.export}: there is no folder {options.export.parent}: make it first")
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out}: not a folder: give another name")
-    if not options.minutes >= 0:
+def _check(options: argparse.Namespace, staged: bool) -> None:
+    """InputError for what would be met after hours, has no effect, or is taken for something else."""
+    if staged and not options.stage and not options.export:
+        raise InputError("nothing to do: give --stage vae, towers or unet, or --export FILE")
+    for name, why in _idle(options, staged):
+        if getattr(options, name) is not None and getattr(options, name) is not False:
+            raise InputError(f"--{name.replace('_', '-')}: {why}: leave it out")
+    if options.minutes is not None and not options.minutes >= 0:
         raise InputError(f"--minutes {options.minutes}: give 0 or more")
     for name in ("every", "shard_mib"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
+    if options.export:
+        if not options.export.parent.is_dir():
+            raise InputError(f"--export {options.export}: there is no folder {options.export.parent}: make it first")
+        output.check_new(options.export, ".safetensors", options.overwrite, "--export")
+    if options.stage or not staged:
+        output.check_folder(options.out, "--out")
+
+
+def _idle(options: argparse.Namespace, staged: bool) -> Iterator[tuple[str, str]]:
+    """The flags that have no effect beside the others, and why."""
+    if not staged:
+        yield "stage", "this recipe has no stages"
+    elif options.stage:
+        yield "export", "one stage is no model: without --stage the file of all three is written"
+    else:
+        yield from ((name, "without --stage nothing is trained") for name in TRAINING)
+    if options.stage in ("vae", "towers"):
+        yield "samples", f"the stage {options.stage} makes no pictures"
+    if not options.samples:
+        yield "every", "it counts for --samples"
+    if not options.export:
+        yield "overwrite", "it counts for --export"
 
 
 def parser() -> Parser:
     flags = made("train", "Train on pictures; `ldm train report FOLDER` draws a run.", models_dir=True)
     flags.add_argument("recipe", type=Path, help="a TOML file such as configs/train/lora.toml")
-    flags.add_argument("--data", type=Path, metavar="SOURCE", help="folder, .tar, .jsonl or sd-scripts' .toml; not the recipe's")
-    flags.add_argument("-m", "--model", metavar="NAME", help="the model to begin with; not the recipe's, or random values")
+    flags.add_argument("--data", type=Path, metavar="SOURCE", help="folder, .tar, .jsonl or sd-scripts' .toml; instead of the recipe's")
+    flags.add_argument("-m", "--model", metavar="NAME", help="the model to begin with; instead of the recipe's, or of random values")
     flags.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of the run: states, metrics, samples, what is cached")
-    flags.add_argument(
-        "--export", type=Path, metavar="FILE", help="write what is trained when it ends; in stages, without --stage: at once"
-    )
+    flags.add_argument("--export", type=Path, metavar="FILE", help="write what is trained when it ends; all stages, without --stage")
     flags.add_argument("--overwrite", action="store_true", help="let --export replace a file that exists")
     flags.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
-    flags.add_argument("--minutes", type=float, default=math.inf, metavar="N", help="stop in good order after this time")
+    flags.add_argument("--minutes", type=float, metavar="N", help="stop in good order after it, preparation included; 0: prepare alone")
     flags.add_argument("--shard-mib", type=int, metavar="N", help="size of the files of a state; one file without it")
     flags.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
     flags.add_argument("--samples", metavar="FILE", help="prompts for sample grids, as sample --from-file takes them")
-    flags.add_argument("--every", type=int, default=500, metavar="N", help="steps between sample grids (default 500)")
+    flags.add_argument("--every", type=int, metavar="N", help="steps between sample grids (default 500)")
     flags.add_argument("--tensorboard", action="store_true", help="write the figures for TensorBoard too")
     flags.add_argument("--stage", choices=["vae", "towers", "unet"], help="of a recipe for a new model, in this order")
     return flags
@@ -94,21 +119,44 @@ def _tune(options: argparse.Namespace) -> int:
     from ldm.train.tune import load_tuning
 
     recipe = load_tuning(options.recipe)
-    _refuse(options, "stage", "this recipe has no stages")
-    found = _pictures(options, recipe)
+    jobs, screen = samples(options, recipe.seed), Screen()
+    limits, found = _limits(options, screen), _pictures(options, recipe)  # the minutes begin here
     path = catalogue.find(options.model or recipe.model, "checkpoint", catalogue.places(options.models_dir))
     base, pipeline = read_header(path), load(path, device=options.device, dtype="float32")
-    limits, jobs = _limits(options), _samples(options)
     made = start(pipeline, recipe, found, options.out, resume=options.resume, limits=limits)
-    _watch(options, made, jobs, limits)
-    from ldm.train.loop import train
-
-    with _in_good_order(made.trainer):
-        train(made.trainer, limits)
+    screen.train(recipe.train, made.trainer, limits, _watchers(options, screen, made.trainer, lambda: made, jobs))
     if options.export:
         say(write(made, base, options.export, overwrite=options.overwrite))
     say(f"step {made.trainer.step} of {recipe.optim.steps}: {options.out}")
     return 0
+
+
+class Screen:
+    """What a run says: on a terminal above a bar of its steps, elsewhere in lines alone."""
+
+    def __init__(self) -> None:
+        self.bar = Bar("", quiet=True)
+
+    def say(self, text: str) -> None:
+        with self.bar.away():
+            say(text)
+
+    def train(self, what: str, trainer: Trainer, limits: Limits, watchers: Sequence[Watcher]) -> None:
+        """To the end of `limits`, with every step shown to the watchers."""
+        from ldm.train.loop import LOSS, PICTURES, Pace, train
+
+        pace = Pace()
+
+        def seen(trainer: Trainer, figures: dict[str, float]) -> None:
+            pace.add(figures[PICTURES])
+            self.bar.reach(trainer.step, f"loss {figures[LOSS]:.4g}, {pace.pictures():.1f} pictures/s")
+            for watcher in watchers:
+                watcher(trainer, figures)
+
+        limits.seen = seen
+        with Bar(what, False, trainer.numbers.steps, done=trainer.step, long=True) as self.bar, _in_good_order(trainer):
+            limits.bar = self.bar.shown
+            train(trainer, limits)
 
 
 @contextmanager
@@ -131,70 +179,66 @@ def _pictures(options: argparse.Namespace, recipe: TuneRecipe) -> Found:
     return read_dataset(source) if source.suffix.lower() == ".toml" else collect(source)
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def _limits(options: argparse.Namespace, screen: Screen) -> Limits:
     from ldm.train.loop import Limits
 
     shard = {"shard": options.shard_mib * MIB} if options.shard_mib else {}
-    return Limits(minutes=options.minutes, stop=lambda: bool(STOPS.number), say=say, **shard)
+    minutes = math.inf if options.minutes is None else options.minutes
+    return Limits(minutes=minutes, stop=lambda: bool(STOPS.number), say=screen.say, **shard)
 
 
-def _samples(options: argparse.Namespace) -> list[Job]:
-    """What sample grids show, if they are asked for. Raises InputError for that, or TensorBoard, where it cannot be had."""
+def samples(options: argparse.Namespace, seed: int) -> list[Job]:
+    """What sample grids show, if they are asked for, each of them by the same seeds: those of the prompts, or `seed`.
+
+    Raises InputError for that, or TensorBoard, where it cannot be had.
+    """
     from ldm.jobs import prompts
     from ldm.options import Job
     from ldm.train.watching import writer_class
 
     if options.tensorboard:
         writer_class()
-    return [task.job for task in prompts.read(options.samples, Job()).tasks] if options.samples else []
+    jobs = [task.job for task in prompts.read(options.samples, Job()).tasks] if options.samples else []
+    return [_seeded(job, seed) for job in jobs]
 
 
-def _watch(options: argparse.Namespace, run: Run, jobs: list[Job], limits: Limits) -> None:
-    """Sample grids and TensorBoard, as far as they are asked for."""
-    from ldm.train.watching import Grids, Watcher, scalars
+def _seeded(job: Job, seed: int) -> Job:
+    """The job with the seeds that it leaves open."""
+    from ldm.limits import SEEDS
 
-    watchers: list[Watcher] = []
-    if jobs:
-        watchers.append(Grids(run, jobs, options.every, say))
-    if options.tensorboard:
-        watchers.append(scalars(run.trainer.folder))
+    names = SEEDS if job.subseed_strength else SEEDS[:1]
+    fresh: dict[str, Any] = {name: seed + at for at, name in enumerate(names) if getattr(job, name) in (None, -1)}
+    return replace(job, **fresh)
 
-    def seen(trainer: Any, figures: dict[str, float]) -> None:
-        for watcher in watchers:
-            watcher(trainer, figures)
 
-    limits.seen = seen
+def _watchers(options: argparse.Namespace, screen: Screen, trainer: Trainer, run: Callable[[], Run], jobs: list[Job]) -> list[Watcher]:
+    """Sample grids of `run` and TensorBoard, as far as they are asked for."""
+    from ldm.train.watching import Grids, scalars
+
+    grids = [Grids(run(), jobs, options.every or EVERY, screen.say)] if jobs else []
+    return [*grids, *([scalars(trainer.folder, screen.say)] if options.tensorboard else [])]
 
 
 def _stage(options: argparse.Namespace) -> int:
     """One stage of a new model, or the file that all stages make."""
     from ldm.devices import device_named
     from ldm.pipeline import load
-    from ldm.train.loop import train
     from ldm.train.recipe import load_recipe
-    from ldm.train.stages import Place, load_composer, stage_trainer
+    from ldm.train.stages import Place, load_composer, sampled, stage_trainer
 
     recipe = load_recipe(options.recipe)
-    for name in ("samples", "tensorboard"):
-        _refuse(options, name, "this recipe makes a new model in stages")
     if options.stage is None:
-        if not options.export:
-            raise InputError("nothing to do: give --stage vae, towers or unet, or --export FILE")
         from ldm.train.export import export
 
         say(export(recipe, options.out, options.export, overwrite=options.overwrite))
         return 0
     if options.data is None:
         raise InputError("--data is missing: give the folder of things that scripts/emoji.py wrote")
-    composer, limits = load_composer(recipe, options.data), _limits(options)
+    jobs, screen = samples(options, recipe.seed), Screen()
+    limits, composer = _limits(options, screen), load_composer(recipe, options.data)
     path = catalogue.find(options.model, "checkpoint", catalogue.places(options.models_dir)) if options.model else None
     place = Place(device_named(options.device), load(path, device="cpu", dtype="float32") if path else None)
     trainer = stage_trainer(options.stage, recipe, composer, options.out, resume=options.resume, limits=limits, place=place)
-    with _in_good_order(trainer):
-        train(trainer, limits)
+    run = partial(sampled, trainer, recipe, options.out)
+    screen.train(options.stage, trainer, limits, _watchers(options, screen, trainer, run, jobs))
     return 0
-
-
-def _refuse(options: argparse.Namespace, name: str, why: str) -> None:
-    if getattr(options, name):
-        raise InputError(f"--{name}: {why}: leave it out")

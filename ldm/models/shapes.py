@@ -15,7 +15,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Self, get_args, get_origin, get_type_hints
 
-from ldm.errors import InputError
+from ldm.errors import InputError, near_matches
 from ldm.limits import LIMITS
 from ldm.resources import read_toml
 
@@ -26,6 +26,15 @@ MOST_PARTS = 16  # levels, towers or numbers
 MOST_LETTERS = 100  # of a name, a title or a prefix
 SCALES = (1e-4, 1e4)  # latents beyond have left what half precision holds
 TOKENS = {"vocab": 49408, "length": 77}  # of CLIP's tokenizer
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
+
+
+class UnfitError(InputError):
+    """A key or its value that is refused: `told` says why; `tables` are the keys that lead to it from what was read."""
+
+    tables: tuple[str, ...] = ()
+    key = ""
+    told = ""
 
 
 class Numbers:
@@ -34,10 +43,11 @@ class Numbers:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-        wrong = sorted(set(values) - set(known) | set(known) - set(values) - set(cls._defaults()))
-        if wrong:
-            what = "unknown" if wrong[0] in values else "missing"
-            raise InputError(f"{cls.__name__}: {what} key {wrong[0][:MOST_LETTERS]!r}: the keys are {', '.join(known)}")
+        for key in sorted(set(values) - set(known)):
+            what, short = "table" if isinstance(values[key], Mapping) else "key", key[:MOST_LETTERS]
+            raise _unfit(cls.__name__, f"unknown {what} {short!r}: {near_matches(short, known)}")
+        for key in sorted(set(known) - set(values) - set(cls._defaults())):
+            raise _unfit(cls.__name__, f"missing key {key!r}: the keys are {', '.join(known)}")
         hints = get_type_hints(cls)
         return cls(**{key: _convert(f"{cls.__name__}.{key}", hints[key], value) for key, value in values.items()})
 
@@ -74,7 +84,14 @@ class Numbers:
 
 def _refuse(name: str, value: Any, rule: str) -> NoReturn:
     """Raises InputError with what can be shown of the value: short, on one line, whatever it is."""
-    raise InputError(f"{name}: {reprlib.repr(value)} is not acceptable: {rule}")
+    raise _unfit(name, f"{reprlib.repr(value)} is not acceptable: {rule}")
+
+
+def _unfit(name: str, told: str) -> UnfitError:
+    """Of a class, or of one of its keys."""
+    error = UnfitError(f"{name}: {told}")
+    error.key, error.told = name.partition(".")[2], told
+    return error
 
 
 def _convert(name: str, kind: Any, value: Any) -> Any:
@@ -87,14 +104,22 @@ def _convert(name: str, kind: Any, value: Any) -> Any:
             _refuse(name, value, f"expected at most {MOST_PARTS} of them")
         return tuple(_convert(name, args[0], item) for item in value)
     if isinstance(kind, type) and issubclass(kind, Numbers) and isinstance(value, Mapping):
-        return kind.from_dict(value)
+        return _table(name, kind, value)
     if origin is Literal and isinstance(value, str) and value in args:
         return value
     if kind is float and type(value) in (int, float):
         return _finite(name, value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    _refuse(name, value, f"expected {' or '.join(args) if origin is Literal else getattr(kind, '__name__', 'a list')}")
+    _refuse(name, value, f"expected {' or '.join(args) if origin is Literal else KINDS.get(origin or kind, 'a table')}")
+
+
+def _table(name: str, kind: type[Numbers], value: Mapping[str, Any]) -> Numbers:
+    try:
+        return kind.from_dict(value)
+    except UnfitError as error:
+        error.tables = (name.partition(".")[2], *error.tables)
+        raise
 
 
 def _finite(name: str, value: float) -> float:

@@ -23,7 +23,9 @@ from ldm.checkpoint.writer import HASH, save, tensor_items
 from ldm.errors import FileError, InputError
 from ldm.train.data import RULES, Ahead, to_tensor
 from ldm.train.optim import autocast
+from ldm.train.sealed import writing
 from ldm.train.state import load_mean
+from ldm.train.watching import counter
 
 if TYPE_CHECKING:
     from ldm.models.vae import VAE
@@ -79,10 +81,12 @@ def pictures(path: Path, composer: Composer, vae: VAE, precision: Precision, wor
     source = f"{fingerprint(vae.state_dict())} {made_by}"
     if path.exists() and whole(path) and read_source(path) == source:
         return read_pictures(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     tensors, captions = _encode(composer, vae, precision, workers, say)
     tensors["captions"] = torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)  # so that the hash is of them too
-    save(path, tensor_items(tensors), {"source": source}, overwrite=True, digest=True)
+    with writing(path):
+        save(path, tensor_items(tensors), {"source": source}, overwrite=True, digest=True)
     return read_pictures(path)
 
 
@@ -134,15 +138,14 @@ def _encode(
     composer: Composer, vae: VAE, precision: Precision, workers: int, say: Callable[[str], None]
 ) -> tuple[dict[str, Tensor], list[str]]:
     count = composer.data.pictures
-    ahead = Ahead(composer.sample, workers, count)
+    ahead, done = Ahead(composer.sample, workers, count), counter("encoding pictures", count, say)
     z, numbers, captions = list[Tensor](), list[tuple[int, ...]](), list[str]()
     for first in range(0, count, BATCH):
         samples = [ahead(index) for index in range(first, min(first + BATCH, count))]
         z += _latents(vae, samples, precision)
         numbers += [sample.numbers for sample in samples]
         captions += [sample.caption for sample in samples]
-        if first % (BATCH * 32) == 0:
-            say(f"encoding pictures: {first}/{count}")
+        done(len(z))
     shapes = torch.tensor([each.shape for each in z], dtype=torch.int32)
     flat = torch.cat([each.flatten() for each in z])
     return {"z": flat, "shapes": shapes, "numbers": torch.tensor(numbers, dtype=torch.int32)}, captions

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.errors import InputError, near_matches
-from ldm.train.sources import CAPTIONS, PICTURES, Example, Found, collect, folder, told
+from ldm.train.sources import CAPTIONS, PICTURES, Example, Found, folder, gather, told
 
 # What sd-scripts reads, by level; the first are followed here, the others are said to be left out.
 FOLLOWED = {"image_dir", "num_repeats", "caption_extension", "class_tokens", "shuffle_caption", "keep_tokens", "metadata_file"}
@@ -65,6 +65,8 @@ def _subset(path: Path, settings: Mapping[str, Any], found: Found) -> None:
     if not repeats:
         found.notes.append(f"{path.name}: num_repeats 0: {place or listing} is left out")
         return
+    if not part.examples and not part.skipped and not part.notes:
+        found.notes.append(f"{path.name}: no pictures in {listing or place}")
     part.examples = [replace(each, repeats=each.repeats * repeats, keep=keep, caption=_first(each.caption)) for each in part.examples]
     found.merge(part)
     left = sorted(name for name in settings if name in LEFT_OUT and settings[name] not in (False, 0, None))
@@ -90,7 +92,7 @@ def _in(path: Path, suffixes: Sequence[str], words: Any) -> Found:
 def _listing(path: Path, home: Path | None) -> Found:
     """A `metadata_file`: sd-scripts' own JSON, or a list of another kind; names are of files in `home`, or beside it."""
     if path.suffix.lower() != ".json":
-        return collect(path, home)
+        return gather(path, home)
     try:
         given = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

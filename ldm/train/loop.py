@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from ldm.errors import LdmError, NumericError
+from ldm.runtime.retry import named
 from ldm.train.optim import EMA, build_optimizer, learning_rate
-from ldm.train.sealed import WHOLE
+from ldm.train.sealed import UNWRITTEN, WHOLE
 from ldm.train.state import load_state, optimizer_tensors, part, restore_optimizer, save_state
+from ldm.train.watching import Attempts, append
 
 if TYPE_CHECKING:
     from ldm.train.recipe import Optim, Precision
 
 
 LOSS, PICTURES = "loss", "pictures"  # figures of a step
+SMALLER = "take a smaller optim.batch with a larger optim.accumulate or, for a UNet or a LoRA, checkpointing = true"
 SELDOM = 20  # times as long as a state takes to write, which is 41 GB for SDXL's UNet, passes before the next
 
 
@@ -42,13 +45,19 @@ class Task(Protocol):
 class Limits:
     """When a run ends, and what it says meanwhile."""
 
-    minutes: float = math.inf
+    minutes: float = math.inf  # since `begun`; 0: the data are prepared, nothing is trained
     stop: Callable[[], bool] = lambda: False
     save_seconds: float = 120.0  # from one state to the next; 0: after every step
-    log_every: int = 20
+    log_every: int = 20  # steps from one line of figures to the next
+    log_seconds: float = 30.0  # after which a slow step has a line too
+    bar: bool = False  # `seen` shows the figures: there are no lines of them
     shard: int = WHOLE  # bytes of a file of a state
     seen: Callable[[Trainer, dict[str, float]], object] = lambda *_: None  # called after every step with its figures
     say: Callable[[str], None] = lambda _: None
+    begun: float = field(default_factory=lambda: time.monotonic())
+
+    def over(self) -> bool:
+        return time.monotonic() - self.begun >= self.minutes * 60 or self.stop()
 
 
 class Trainer:
@@ -71,12 +80,15 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")  # a half's gradients would vanish
         self.optimizer = build_optimizer(task.module, numbers)
         self.ema = EMA(task.module, numbers.ema)
+        self.attempts = Attempts(say)
         self.step = 0
+        self.whole = True  # weights, average and optimiser are of one step
 
     def resume(self) -> bool:
         """Continue from the newest whole state; False when there is none."""
         found = load_state(self.folder, self.say, self.origin)
         if found is None:
+            self.say(f"no state in {self.folder}: from step 0")
             return False
         self.step, tensors = found
         self.task.module.load_state_dict(part(tensors, "model."))
@@ -89,17 +101,27 @@ class Trainer:
         return True
 
     def save(self) -> list[Path]:
+        """Write the state. Raises LdmError, which says what state is left, where the disk or the memory fails."""
         parts = {"model": self.task.module.state_dict(), "ema": self.ema.mean, "optim": optimizer_tensors(self.optimizer)}
         parts["scaler"] = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.scaler.state_dict().items()}
         tensors = {f"{name}.{key}": value for name, values in parts.items() for key, value in values.items()}
-        return save_state(self.folder, self.step, tensors, self.shard, self.origin)
+        with named(f"saving step {self.step}", SMALLER):
+            return save_state(self.folder, self.step, tensors, self.shard, self.origin)
 
     def advance(self) -> dict[str, float]:
         """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied.
 
         In float16 a step whose gradients overflow is left out, at the next one they are scaled by half as much; that they overflow unscaled
-        is an error too.
+        is an error too. Raises MemoryNeedError where memory runs out; where that was amid the
+        change of the weights, `whole` is false.
         """
+        with named(f"step {self.step}", SMALLER):
+            try:
+                return self._advance()
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)  # also what is half summed
+
+    def _advance(self) -> dict[str, float]:
         rate = learning_rate(self.step, self.numbers)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -108,14 +130,15 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(self.task.module.parameters(), self.numbers.clip))
         scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(value) or not (math.isfinite(norm) or scaled):
-            self.optimizer.zero_grad(set_to_none=True)
             earlier = f"if that comes to the same, first remove the newest state from {self.folder}"
             raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume; {earlier}")
+        self.whole = False
         self.scaler.step(self.optimizer)
+        increment_version(list(self.task.module.parameters()))  # a fused step does not, and what is kept of weights goes by it
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.ema.update(self.task.module, self.step)
+        self.whole = True
         return {LOSS: value, "lr": rate, "norm": norm, **figures}
 
     def _gradients(self) -> tuple[float, dict[str, float]]:
@@ -142,26 +165,38 @@ def means(records: Sequence[dict[str, float]]) -> dict[str, float]:
 def train(trainer: Trainer, limits: Limits) -> int:
     """Advance to the recipe's last step, or until the clock or `stop` ends it; the state is saved on the way and at the end.
 
-    Where a step fails, the state before it is saved and the error raised.
+    Where a step, or what watches it, fails, the state of the last whole step, if one was made, is saved and the error raised.
     """
-    begun = saved = time.monotonic()
+    first, saved = trainer.step, (told := time.monotonic())
     pause, records, pace = limits.save_seconds, list[dict[str, float]](), Pace()
+    say = (lambda _: None) if limits.bar else limits.say
     try:
-        while trainer.step < trainer.numbers.steps and time.monotonic() - begun < limits.minutes * 60 and not limits.stop():
+        while trainer.step < trainer.numbers.steps and not limits.over():
             records.append(trainer.advance())
             pace.add(records[-1][PICTURES])
             limits.seen(trainer, records[-1])
-            if trainer.step % limits.log_every == 0:
-                _log(trainer, records, pace, limits.say)
+            if trainer.step % limits.log_every == 0 or time.monotonic() - told > limits.log_seconds:
+                _log(trainer, records, pace, say)
+                told = time.monotonic()
             if (now := time.monotonic()) - saved > pause:
                 trainer.save()
                 saved = time.monotonic()
                 pause = limits.save_seconds and max(limits.save_seconds, SELDOM * (saved - now))
-    except LdmError:
-        _end(trainer, records, pace, limits.say)  # nothing of the bad step was applied
+    except Exception as error:
+        if trainer.whole and trainer.step > first and getattr(error, "code", "") != UNWRITTEN:  # nothing of the bad step was applied
+            _rescue(trainer, records, pace, say, limits.say)
         raise
-    _end(trainer, records, pace, limits.say)
+    _end(trainer, records, pace, say)
     return trainer.step
+
+
+def _rescue(trainer: Trainer, records: list[dict[str, float]], pace: Pace, log: Callable[[str], None], say: Callable[[str], None]) -> None:
+    """As `_end` on the way of an error, which another one does not hide."""
+    try:
+        _end(trainer, records, pace, log)
+        say(f"the state of step {trainer.step} is in {trainer.folder}")
+    except LdmError as error:
+        say(str(error))
 
 
 def _end(trainer: Trainer, records: list[dict[str, float]], pace: Pace, say: Callable[[str], None]) -> None:
@@ -192,11 +227,10 @@ def _log(trainer: Trainer, records: list[dict[str, float]], pace: Pace, say: Cal
     """The means of the last steps as a line of metrics.jsonl and as one for people; then none is left."""
     told = means(records)
     records.clear()
-    trainer.folder.mkdir(parents=True, exist_ok=True)
     finite = {key: value for key, value in told.items() if math.isfinite(value)}  # JSON has no word for the others
     line: dict[str, Any] = {"step": trainer.step, **finite, "pictures_per_second": pace.pictures()}
-    with (trainer.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with trainer.attempts(f"no line in metrics.jsonl at step {trainer.step}"):
+        append(trainer.folder / "metrics.jsonl", line)
     figures = "  ".join(f"{key} {value:.4g}" for key, value in told.items() if key != PICTURES)
     left = pace.minutes(trainer.numbers.steps - trainer.step)
     say(f"step {trainer.step}/{trainer.numbers.steps}  {figures}  {pace.pictures():.1f} pictures/s  {left:.1f} min left")

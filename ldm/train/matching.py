@@ -16,6 +16,7 @@ from ldm.train.optim import autocast
 from ldm.train.state import part
 from ldm.train.towers import Matcher, agreement, shortened
 from ldm.train.tune import check
+from ldm.train.watching import many
 from ldm.train.words import shuffled, token_ids
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class MatchingTask:
         return self.data.decided()
 
     def said(self) -> str:
-        return f"{len(self.data.z):,} pictures, {len(set(self.data.captions)):,} captions"
+        return f"{many(len(self.data.z), 'picture')}, {many(len(set(self.data.captions)), 'caption')}"
 
     def official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The towers, under the names of an official file; what served the training alone is left out."""

@@ -8,7 +8,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,7 @@ from ldm.train.data import to_tensor
 from ldm.train.fitting import Fit, Size, fit, sizes
 from ldm.train.recipe import PicturesRecipe
 from ldm.train.sealed import seal, unseal_made_by
+from ldm.train.watching import counter
 
 if TYPE_CHECKING:
     from ldm.models.vae import VAE
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Kept = tuple[dict[str, Any], dict[str, Tensor]]  # the note and the tensors
 RECORD = "latents.json"  # in the folder of a run
+BEGUN = "begun.json"  # there too: what was encoded when a run was stopped before its first step
 SHOWN = 20  # pictures that were left out, said one by one
 
 
@@ -60,17 +65,40 @@ class Prepared:
         return [sides[row] for row in self.rows]
 
 
-def prepare(folder: Path, found: Found, vae: VAE, recipe: PicturesRecipe, seed: int, say: Say) -> Prepared:
-    """The latents of all pictures that can be opened, from `folder` where they are kept already. Raises InputError where none can."""
+def prepare(
+    folder: Path,
+    found: Found,
+    vae: VAE,
+    recipe: PicturesRecipe,
+    seed: int,
+    say: Say,
+    *,
+    late: Callable[[], bool] = lambda: False,
+    check: Callable[[list[str]], None] = lambda _: None,
+) -> Prepared:
+    """The latents of all pictures that can be opened, from `folder` where they are kept already. Raises InputError where none can.
+
+    LdmError where it is `late` before all are encoded; `check` is called with what decides the words before older latents are replaced.
+    """
     files = [_mark(each) for each in found.examples]
-    source = hashlib.sha256(repr((fingerprint(vae.state_dict()), recipe, seed, files)).encode()).hexdigest()
+    source = hashlib.sha256(repr((fingerprint(vae.state_dict()), recipe, seed, files, "on white")).encode()).hexdigest()
     record = folder / RECORD
-    note, tensors = unseal_made_by(record, source) or _made(record, source, _encode(found.examples, vae, recipe, seed, say))
+    kept = unseal_made_by(record, source)
+    with Latents(folder / BEGUN, source, vae, late, say).kept() as latent:
+        note, tensors = kept or _encode(found.examples, latent, recipe, seed, say)
     used = [found.examples[at] for at in note["used"]]
-    skipped = tell(found, note["skipped"], len(used), say)
+    skipped = tell(found, note["skipped"], note["notes"], len(used), say)
     scale = vae.shape.scale
     z = [tensors[f"z.{at}"].float() * scale for at in range(len(used))]
-    return Prepared(z, tensors["numbers"], [each.caption for each in used], [each.keep for each in used], repeated(used), skipped, folder)
+    words, keep = [each.caption for each in used], [each.keep for each in used]
+    made = Prepared(z, tensors["numbers"], words, keep, repeated(used), skipped, folder)
+    if kept is None:
+        check(made.decided())
+        sweep(folder)
+        seal(record, tensors, {"source": source, **note})
+        for file in folder.glob("begun.*"):
+            file.unlink()
+    return made
 
 
 def composed(pictures: Pictures) -> Prepared:
@@ -94,40 +122,70 @@ def _mark(example: Example) -> tuple[object, ...]:
     return (str(example.path), example.span, info.st_size, info.st_mtime_ns)
 
 
-def _made(record: Path, source: str, made: Kept) -> Kept:
-    sweep(record.parent)
-    seal(record, made[1], {"source": source, **made[0]})
-    return made
+class Latents:
+    """Of pictures, by their number in the source; those that an earlier attempt has left in `record` are not made again."""
+
+    def __init__(self, record: Path, source: str, vae: VAE, late: Callable[[], bool], say: Say) -> None:
+        self.record, self.source, self.vae, self.late, self.say = record, source, vae, late, say
+        self.made: dict[str, Tensor] = {}
+
+    def __call__(self, at: int, picture: Image.Image) -> Tensor:
+        if str(at) not in self.made:
+            if self.late():
+                raise LdmError("stopped before all pictures were encoded: give the same command again, with more --minutes")
+            self.made[str(at)] = _latent(self.vae, picture)
+        return self.made[str(at)]
+
+    @contextmanager
+    def kept(self) -> Iterator[Latents]:
+        """Where the block fails or is stopped, what it has made is kept for the next attempt."""
+        _, self.made = unseal_made_by(self.record, self.source) or ({}, {})
+        try:
+            yield self
+        except BaseException:  # a signal too
+            if self.made:
+                seal(self.record, self.made, {"source": self.source})
+                self.say(f"encoded pictures that are kept in {self.record.parent} for the same command: {len(self.made):,}")
+            raise
 
 
-def _encode(examples: Sequence[Example], vae: VAE, recipe: PicturesRecipe, seed: int, say: Say) -> Kept:
-    """The latents of the pictures that can be opened; `used` are those, `skipped` a line for each of the others."""
+def _encode(examples: Sequence[Example], latent: Latents, recipe: PicturesRecipe, seed: int, say: Say) -> Kept:
+    """The latents of the pictures that can be opened; `used` are those, `skipped` a line for each of the others, `notes` as of `opened`."""
     tensors: dict[str, Tensor] = {}
     used: list[int] = []
     skipped: list[str] = []
+    notes = Counter[str]()
     numbers: list[list[float]] = []
-    for at, picture, place in opened(examples, recipe, seed, skipped):
-        tensors[f"z.{len(used)}"] = _latent(vae, cut(picture, place))
+    done = counter("encoding pictures", len(examples), say)
+    for at, picture, place in opened(examples, recipe, seed, skipped, notes):
+        tensors[f"z.{len(used)}"] = latent(at, cut(picture, place))
         used.append(at)
         numbers.append([float(number) for number in place.numbers])
-        if at % 256 == 0:
-            say(f"encoding pictures: {at}/{len(examples)}")
+        done(at)
+    done(len(examples))
     tensors["numbers"] = torch.tensor(numbers, dtype=torch.float32).reshape(-1, 6)
-    return {"used": used, "skipped": skipped}, tensors
+    return {"used": used, "skipped": skipped, "notes": notes}, tensors
 
 
-def opened(examples: Sequence[Example], recipe: PicturesRecipe, seed: int, skipped: list[str]) -> Iterator[tuple[int, Image.Image, Fit]]:
-    """Number, pixels and place of every picture that can be opened; of the others a line goes to `skipped`."""
+def opened(
+    examples: Sequence[Example], recipe: PicturesRecipe, seed: int, skipped: list[str], notes: Counter[str]
+) -> Iterator[tuple[int, Image.Image, Fit]]:
+    """Number, pixels and place of every picture that can be opened; of the others a line goes to `skipped`.
+
+    `notes` counts what was done to pictures that are not as training takes them.
+    """
     buckets = sizes(recipe.size**2, recipe.step)
     for at, example in enumerate(examples):
         try:
-            picture = example.open().rgb
+            whole = example.open()
+            picture = whole.rgb
             place = fit((picture.height, picture.width), buckets, recipe.crop, np.random.default_rng([seed, 4, at]))
             if math.prod(place.scaled) > MAX_PIXELS:
                 raise InputError(f"{example.name} is {picture.width}x{picture.height}: too long and thin for any bucket")
         except (LdmError, OSError) as error:
             skipped.append(str(error))
             continue
+        notes.update(re.sub(r"it has \d+ frames", "it has several frames", note) for note in whole.notes)
         yield at, picture, place
 
 
@@ -145,10 +203,10 @@ def _latent(vae: VAE, picture: Image.Image) -> Tensor:
     return vae.encode(to_tensor(np.array(picture)[None]).to(weight))[0][0].float().cpu()
 
 
-def tell(found: Found, broken: Sequence[str], used: int, say: Say) -> list[str]:
-    """All that is left out, the first of them said with the source's notes. Raises InputError where no picture is used."""
+def tell(found: Found, broken: Sequence[str], notes: Mapping[str, int], used: int, say: Say) -> list[str]:
+    """All that is left out, the first of them said with the notes of the source and of `opened`. Raises InputError where none is used."""
     skipped = [*found.skipped, *broken]
-    for note in found.notes:
+    for note in (*found.notes, *(f"{count:,} of {used:,} pictures: {note}" for note, count in notes.items())):
         say(note)
     if skipped:
         say(f"{len(skipped):,} of {used + len(skipped):,} pictures are left out:")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ldm.errors import InputError
-from ldm.models.shapes import Numbers
+from ldm.models.shapes import Numbers, UnfitError
 from ldm.train.fitting import Crop
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -98,18 +98,23 @@ class UNetRecipe(Numbers):
     gamma: float  # of min-snr
     offset: float  # of offset noise
     optim: Optim
+    pyramid: float = 0.0  # of pyramid noise
+    perturbation: float = 0.0  # of the input's noise alone
+    huber: float = 0.0  # the pseudo-Huber loss's c; 0: the square
+    checkpointing: bool = False  # blocks are computed again on the way back
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.dropout <= 1, "dropout", "expected 0 to 1")
+        for key in ("dropout", "offset", "pyramid", "perturbation"):
+            self._require(0 <= getattr(self, key) <= 1, key, "expected 0 to 1")
         self._require(0 < self.gamma <= 1000, "gamma", "expected above 0, up to 1000")
-        self._require(0 <= self.offset <= 1, "offset", "expected 0 to 1")
+        self._require(0 <= self.huber <= 100, "huber", "expected 0 to 100")
 
 
 @dataclass(frozen=True)
 class Recipe(Numbers):
     family: str
     seed: int
-    precision: Literal["float32", "bfloat16"]
+    precision: Precision
     data: Data
     vae: VAERecipe
     towers: TowersRecipe
@@ -155,17 +160,23 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def filled(kind: type[N], path: Path) -> N:
-    """A recipe of `kind`; errors name the file."""
+    """A recipe of `kind`; errors name the file, and the table and the key as they stand in it."""
     values = read_recipe(path)
     try:
         return kind.from_dict(values)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    except UnfitError as error:
+        place = " ".join([f"[{'.'.join(error.tables)}]"] * bool(error.tables) + [error.key] * bool(error.key))
+        raise InputError(f"{path}: {place}{': ' * bool(place)}{error.told}") from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The values of a recipe's file. Raises InputError where it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}: give a training recipe such as configs/train/emoji.toml") from error
+    except FileNotFoundError:
+        why = "no such file"
+    except OSError as error:
+        why = str(error.strerror)
+    except ValueError as error:
+        why = str(error)
+    raise InputError(f"{path}: {why}: give a recipe, such as configs/train/lora.toml")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from ldm.train.fitting import Batches
 from ldm.train.prepared import cut, opened, repeated, tell
 from ldm.train.tune import WindowsRecipe, check
 from ldm.train.vae import Reconstruction
+from ldm.train.watching import many
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +39,10 @@ class Windows:
     """
 
     def __init__(self, found: Found, recipe: TuneRecipe, side: int, say: Say) -> None:
-        broken: list[str] = []
-        seen = [(at, place) for at, _, place in opened(found.examples, recipe.pictures, recipe.seed, broken)]
+        broken, notes = list[str](), Counter[str]()
+        seen = [(at, place) for at, _, place in opened(found.examples, recipe.pictures, recipe.seed, broken, notes)]
         self.examples, self.places = [found.examples[at] for at, _ in seen], [place for _, place in seen]
-        self.skipped = tell(found, broken, len(seen), say)
+        self.skipped = tell(found, broken, notes, len(seen), say)
         self.rows, self.side, self.seed, self.say = repeated(self.examples), side, recipe.seed, say
         self.batches = Batches([self.places[row].bucket for row in self.rows], recipe.optim.batch, recipe.seed)
 
@@ -84,7 +86,7 @@ class WindowsTask(Reconstruction):
 
     def said(self) -> str:
         buckets = {place.bucket for place in self.data.places}
-        return f"{len(self.data.places):,} pictures in {len(buckets)} buckets"
+        return f"{many(len(self.data.places), 'picture')} in {many(len(buckets), 'bucket')}"
 
     def official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What was trained, under the names of an official file."""

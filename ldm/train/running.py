@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,10 @@ from ldm.checkpoint.lora import lora_items
 from ldm.checkpoint.safetensors import Header
 from ldm.checkpoint.writer import HASH, Item, save, tensor_items
 from ldm.errors import InputError
+from ldm.runtime.retry import named
 from ldm.train.loop import Task, Trainer
+from ldm.train.sealed import writing
+from ldm.train.state import OTHER, refuse_other
 from ldm.train.tune import TuneRecipe, TuneTask, check
 
 if TYPE_CHECKING:
@@ -38,6 +42,7 @@ KNOWN = {
 
 ZERO_TERMINAL = "ztsnr"
 FREE = ("steps", "lr", "warmup", "final", "clip", "ema")  # of the optimiser's numbers: a run may go on with others
+TAGS = 2**20  # bytes of the most frequent ones in a LoRA's header
 
 
 class Tuning(Task, Protocol):
@@ -82,7 +87,7 @@ class Run:
 def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *, resume: bool, limits: Limits) -> Run:
     """Prepare the data and take up or begin a run in `folder`. Raises InputError where one is there and `resume` is not asked for.
 
-    A state is tied to the recipe, the model and the data: it is refused under others.
+    A state is tied to the recipe, the model and the data: it is refused under others before anything is encoded or written.
     """
     if recipe.zero_terminal:  # so are the samples' noise levels
         check(pipeline.family, recipe)
@@ -92,10 +97,12 @@ def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *,
         raise InputError(f"{states} holds a run: continue it with --resume, or give another --out")
     for line in _passed_over(found, recipe):
         limits.say(line)
-    model = _known_by(pipeline)  # before it is adapted
-    task = task_of(pipeline, recipe, found, folder, limits.say)
-    origin = _origin(recipe, model, task.learns_from)
-    trainer = Trainer(task, recipe.optim, states, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
+    origin = f"{_settled(recipe)} {_known_by(pipeline)} {_pictured(found)}"  # of the model before it is adapted
+    refuse_other(states, origin, OTHER)
+    with named("preparing the run", "take a smaller pictures.size, or --device cpu"):
+        task = task_of(pipeline, recipe, found, folder, limits, lambda used: refuse_other(states, f"{origin} {_digest(used)}", OTHER))
+        whole = f"{origin} {_digest(task.learns_from)}"
+        trainer = Trainer(task, recipe.optim, states, limits.say, origin=whole, shard=limits.shard, precision=recipe.precision)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters() if parameter.requires_grad)
     where = f"resumed at step {trainer.step}" if resumed else "from step 0"
@@ -113,15 +120,18 @@ def _passed_over(found: Found, recipe: TuneRecipe) -> Iterator[str]:
     )
 
 
-def task_of(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, say: Callable[[str], None]) -> Tuning:
-    """What the recipe trains; latents and features are kept in `folder`."""
+def task_of(
+    pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, limits: Limits, same: Callable[[list[str]], None]
+) -> Tuning:
+    """What the recipe trains; latents and features are kept in `folder`, once `same` was called with what decides the data."""
     from ldm.train.prepared import prepare
 
     if recipe.vae is not None:
         from ldm.train.reconstructing import WindowsTask
 
-        return WindowsTask(pipeline.family, pipeline.vae, found, recipe, recipe.vae, say)
-    data = prepare(folder, found, pipeline.vae, recipe.pictures, recipe.seed, say)
+        return WindowsTask(pipeline.family, pipeline.vae, found, recipe, recipe.vae, limits.say)
+    late = limits.over if limits.minutes else limits.stop  # without a minute the data are prepared, and no more
+    data = prepare(folder, found, pipeline.vae, recipe.pictures, recipe.seed, limits.say, late=late, check=same)
     if recipe.train == "towers":
         from ldm.train.matching import MatchingTask
 
@@ -129,12 +139,25 @@ def task_of(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, 
     return TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe)
 
 
-def _origin(recipe: TuneRecipe, model: str, learns_from: list[str]) -> str:
-    """What a run is of: the recipe but for the names of files and how fast it learns, the model, the captions or pictures, their order."""
-    said = dataclasses.asdict(recipe) | {"model": None, "data": None}
+def _settled(recipe: TuneRecipe) -> str:
+    """A digest of the recipe but for the names of files, how fast it learns, and what a step that is too large is cut by.
+
+    Towers tell the captions of a batch apart: its size is settled.
+    """
+    said = dataclasses.asdict(recipe) | {"model": None, "data": None, "checkpointing": None}
     said["optim"] = {name: value for name, value in said["optim"].items() if name not in FREE}
-    text = json.dumps([said, model, learns_from], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    if recipe.train != "towers":
+        said["optim"] |= {"batch": recipe.optim.pictures, "accumulate": None}
+    return _digest(said)
+
+
+def _pictured(found: Found) -> str:
+    """A digest of the pictures' names and captions, their order and repeats."""
+    return _digest([(each.name, each.caption, each.repeats, each.keep) for each in found.examples])
+
+
+def _digest(said: object) -> str:
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _known_by(pipeline: Pipeline) -> str:
@@ -160,7 +183,8 @@ def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str
         items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, run.task, lora)
     else:
         items, said = [*_replaced(base, run.task.official(mean)), *_markers(run.recipe, base)], model_metadata(run, base)
-    save(path, items, {**said, **carried([base])}, overwrite=overwrite, digest=True)
+    with writing(path, f"make room, or give another --export, and --resume: the run is in {run.trainer.folder}"):
+        save(path, items, {**said, **carried([base])}, overwrite=overwrite, digest=True)
     return f"{path}: {path.stat().st_size / 2**20:.1f} MiB, step {run.trainer.step}"
 
 
@@ -203,10 +227,7 @@ def lora_metadata(run: Run, task: TuneTask, lora: LoraRecipe) -> dict[str, str]:
     recipe = run.recipe
     family = run.pipeline.family
     spec, version = KNOWN.get(family.name, (family.name, family.name))
-    tags: dict[str, int] = {}
-    for row in task.data.rows:
-        for tag in task.data.captions[row].split(","):
-            tags[tag.strip()] = tags.get(tag.strip(), 0) + 1
+    tags = Counter(tag.strip() for row in task.data.rows for tag in task.data.captions[row].split(","))
     size, convolved = recipe.pictures.size, {"conv_dim": str(lora.rank), "conv_alpha": str(lora.alpha)}
     return {
         "format": "pt",
@@ -226,7 +247,7 @@ def lora_metadata(run: Run, task: TuneTask, lora: LoraRecipe) -> dict[str, str]:
         "ss_zero_terminal_snr": str(family.zero_terminal),
         "ss_num_train_images": str(len(task.data.rows)),
         "ss_resolution": f"({size}, {size})",
-        "ss_tag_frequency": json.dumps({"pictures": tags}, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps({"pictures": frequent(tags)}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{spec}/lora",
         "modelspec.implementation": "sgm" if family.name in KNOWN else "ldm",
@@ -234,3 +255,13 @@ def lora_metadata(run: Run, task: TuneTask, lora: LoraRecipe) -> dict[str, str]:
         "modelspec.resolution": f"{size}x{size}",
         "modelspec.prediction_type": family.prediction,
     }
+
+
+def frequent(tags: Counter[str]) -> dict[str, int]:
+    """The most frequent tags whose JSON has room in a header, the most frequent first."""
+    kept, room = dict[str, int](), TAGS
+    for tag, count in tags.most_common():
+        size = len(json.dumps(json.dumps({tag: count}, ensure_ascii=False), ensure_ascii=False).encode())  # as it is escaped there
+        if size <= room:
+            kept[tag], room = count, room - size
+    return kept

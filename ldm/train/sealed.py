@@ -8,15 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from safetensors.torch import load
 from torch import Tensor
 
+from ldm.errors import LdmError
 from ldm.files import write_atomic
 
 WHOLE = 2**63  # bytes of a shard that never is full
+UNWRITTEN = "E5001"
+ROOM = "make room, or give another --out"
 
 
 class _Hashing:
@@ -34,35 +38,49 @@ class _Hashing:
         return self._digest.hexdigest()
 
 
-def seal(record: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], shard: int = WHOLE) -> list[Path]:
+@contextmanager
+def writing(path: Path, remedy: str = ROOM) -> Iterator[None]:
+    """Raises LdmError E5001, which names the file, where the disk refuses it in the block."""
+    try:
+        yield
+    except OSError as error:
+        raise LdmError(f"cannot write {path}: {error.strerror or error}: {remedy}", UNWRITTEN) from error
+
+
+def seal(record: Path, tensors: Mapping[str, Tensor], note: Mapping[str, Any], shard: int = WHOLE, remedy: str = ROOM) -> list[Path]:
     """Write `tensors` beside `record` (NAME.json), in files of about `shard` bytes, then the record with `note`; the files' paths.
 
-    One file is NAME.safetensors, several are NAME-00001-of-0000N.safetensors. Files under these names are replaced. Raises OSError.
+    One file is NAME.safetensors, several are NAME-00001-of-0000N.safetensors. Files under these names are replaced.
+    Raises LdmError, with `remedy`, where the disk fails.
     """
-    record.parent.mkdir(parents=True, exist_ok=True)
+    with writing(record.parent, remedy):
+        record.parent.mkdir(parents=True, exist_ok=True)
     parts = list(_shards(tensors, shard))
     names = [f"{record.stem}.safetensors"]
     if len(parts) > 1:
         names = [f"{record.stem}-{k:05}-of-{len(parts):05}.safetensors" for k in range(1, len(parts) + 1)]
-    files = {name: _write(record.with_name(name), part) for name, part in zip(names, parts, strict=True)}
+    files = {name: _write(record.with_name(name), part, remedy) for name, part in zip(names, parts, strict=True)}
     said = {**note, "files": files}
     text = json.dumps({**said, "seal": _seal(said)}).encode()
-    write_atomic(record, lambda file: file.write(text), overwrite=True)
+    with writing(record, remedy):
+        write_atomic(record, lambda file: file.write(text), overwrite=True)
     return [record.with_name(name) for name in names]
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
     """In their order, each as full as it can be; a tensor is never cut."""
     part: dict[str, Tensor] = {}
+    total = 0  # of the part
     for name, tensor in tensors.items():
-        if part and sum(each.nbytes for each in part.values()) + tensor.nbytes > limit:
+        size = tensor.nbytes
+        if part and total + size > limit:
             yield part
-            part = {}
-        part[name] = tensor
+            part, total = {}, 0
+        part[name], total = tensor, total + size
     yield part
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
+def _write(path: Path, tensors: Mapping[str, Tensor], remedy: str) -> str:
     """Write one file and return its sha256."""
     from ldm.checkpoint.writer import content, tensor_items
 
@@ -73,7 +91,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
         content(tensor_items(tensors))(hashing)  # type: ignore[arg-type]
         found.append(hashing.sha256)
 
-    write_atomic(path, write, overwrite=True)
+    with writing(path, remedy):
+        write_atomic(path, write, overwrite=True)
     return found[0]
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.errors import InputError
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, load_family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
-from ldm.train.cache import PICTURES, STAGES, Pictures, built_on, pictures
+from ldm.train.cache import PICTURES, STAGES, Pictures, built_on, load_pictures, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train
 from ldm.train.state import load_mean, part, refuse_other
@@ -28,6 +28,7 @@ from ldm.train.vae import vae_task
 if TYPE_CHECKING:
     from ldm.pipeline import Pipeline
     from ldm.train.recipe import Optim, Recipe
+    from ldm.train.running import Run
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,35 @@ def stage_trainer(
     origin = built_on(out, stage)
     refuse_other(out / stage, origin)  # before pictures are encoded for what cannot go on
     task, numbers = Stages(recipe, composer, out, limits.say, place or Place(torch.device("cpu"))).task(stage)
-    trainer = Trainer(task, numbers, out / stage, limits.say, origin=origin, shard=limits.shard)
+    trainer = Trainer(task, numbers, out / stage, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters())
     limits.say(f"{stage}: {count:,} values, {'resumed at' if resumed else 'from'} step {trainer.step}")
     return trainer
+
+
+def sampled(trainer: Trainer, recipe: Recipe, out: Path) -> Run:
+    """The run of the stage unet as its samples are made: with the VAE and the towers in `out`, and the scale, that the model will have."""
+    from ldm.pipeline import Pipeline
+    from ldm.train.running import Run
+    from ldm.train.tune import TuneTask
+
+    task = trainer.task
+    if not isinstance(task, TuneTask):
+        raise InputError(f"samples of the stage {trainer.folder.name}: only the stage unet makes pictures: leave them out")
+    mean = load_mean(out / "vae")
+    family = replace(task.family, vae=replace(task.family.vae, scale=load_pictures(out, mean).scale))
+    vae = VAE(family.vae)
+    vae.load_state_dict(mean)
+    towers = trained_towers(family, load_mean(out / "towers"), task.device)
+    return Run(Pipeline(family, task.unet, vae.to(task.device), towers, source=recipe.family), task.recipe, task, trainer)
+
+
+def trained_towers(family: Family, mean: dict[str, Tensor], device: torch.device) -> list[CLIPText]:
+    towers = [CLIPText(shape) for shape in family.towers]
+    for i, tower in enumerate(towers):
+        tower.load_state_dict(part(mean, f"towers.{i}."))
+    return [tower.to(device).requires_grad_(False) for tower in towers]
 
 
 def load_composer(recipe: Recipe, folder: Path) -> Composer:
@@ -157,8 +182,4 @@ class Stages:
 
     @cached_property
     def towers(self) -> list[CLIPText]:
-        mean = load_mean(self.out / "towers", built_on(self.out, "towers"))
-        towers = [CLIPText(shape) for shape in self.family.towers]
-        for i, tower in enumerate(towers):
-            tower.load_state_dict(part(mean, f"towers.{i}."))
-        return [tower.to(self.place.device).requires_grad_(False) for tower in towers]
+        return trained_towers(self.family, load_mean(self.out / "towers", built_on(self.out, "towers")), self.place.device)

@@ -17,7 +17,9 @@ from ldm.jobs.leftovers import sweep
 from ldm.train.sealed import WHOLE, read_note, seal, unseal
 
 KEPT = 2  # states a stage
-OTHER = "of another recipe, model or data: go on with those, or give another --out"
+# What a run is of, a word each in its origin, and how a state of another one is called.
+PARTS = ("another recipe", "another model", "other data", "data of which other pictures could be opened")
+OTHER = "go on with what it was begun with, or give another --out"
 OTHER_STAGES = "built on another VAE, or other towers, than are there now: remove its folder and train it anew, or give another --out"
 STEM = len("state-00000000")
 
@@ -26,10 +28,12 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int =
     """Write state `step`; remove the oldest ones, and what killed processes had begun. One killed in here leaves the state before it whole.
 
     States of later steps, which a run that starts over after damage meets, are left alone and do not count. `shard`: bytes of a file;
-    `origin`: of what run it is.
+    `origin`: of what run it is. Raises LdmError where the disk fails, which says what state is left.
     """
     record = folder / f"state-{step:08}.json"
-    files = seal(record, tensors, {"step": step, "origin": origin}, shard)
+    last = max((each.stem for each in folder.glob("state-*.json") if each != record), default="")
+    remedy = f"make room, then continue with --resume from {last}" if last else "make room, then begin again: no state was written before"
+    files = seal(record, tensors, {"step": step, "origin": origin}, shard, remedy)
     kept = sorted(each.stem for each in folder.glob("state-*.json") if each.stem <= record.stem)[-KEPT:]
     for old in (file for file in folder.glob("state-*") if file.name[:STEM] not in kept and file.name[:STEM] < record.stem):
         old.unlink()
@@ -37,18 +41,23 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int =
     return files
 
 
-def refuse_other(folder: Path, origin: str) -> None:
-    """InputError where the newest state of which there is a record is of another origin than `origin`, and both say one."""
+def refuse_other(folder: Path, origin: str, why: str = OTHER_STAGES) -> None:
+    """InputError where the newest state of which there is a record is of another origin than `origin`, and both say one.
+
+    The first words of an origin may be given alone, before the others are known.
+    """
     for record in sorted(folder.glob("state-*.json"), reverse=True):
         note = read_note(record)
         if note is not None:
-            _refuse(record, note, origin, OTHER_STAGES)
+            _refuse(record, note, origin, why)
             return
 
 
 def _refuse(record: Path, note: Mapping[str, Any], origin: str, why: str) -> None:
-    if origin and note.get("origin") not in ("", None, origin):
-        raise InputError(f"{record}: {why}")
+    words = zip(PARTS, str(note.get("origin") or "").split(), origin.split(), strict=False)
+    differing = " and ".join(part for part, there, here in words if there != here)
+    if differing:
+        raise InputError(f"{record}: of {differing}: {why}" if why == OTHER else f"{record}: {why}")
 
 
 def load_state(folder: Path, say: Callable[[str], None], origin: str = "", why: str = OTHER) -> tuple[int, dict[str, Tensor]] | None:

@@ -64,9 +64,13 @@ def pooled(tower: CLIPText, ids: Tensor) -> Tensor:
 
 
 def agreement(pictures: Sequence[Tensor], captions: Sequence[Tensor], logit_scale: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """The mean of the towers' losses; "agree": the share of pictures to which their own caption is the nearest, by the last tower."""
-    scales = logit_scale.clamp(max=SCALE_LIMIT).exp()
-    losses = [contrastive_loss(*each) for each in zip(pictures, captions, scales, strict=True)]
+    """The mean of the towers' losses; "agree": the share of pictures to which their own caption is the nearest, by the last tower.
+
+    The scale is held between 1 and 100 where it lies, as open_clip does it: a clamp in the loss would leave one beyond without a gradient.
+    """
+    with torch.no_grad():
+        logit_scale.clamp_(0, SCALE_LIMIT)
+    losses = [contrastive_loss(*each) for each in zip(pictures, captions, logit_scale.exp(), strict=True)]
     nearest = (pictures[-1].float() @ nn.functional.normalize(captions[-1].float(), dim=-1).T).argmax(1)
     own = torch.arange(len(nearest), device=nearest.device)
     return torch.stack(losses).mean(), {"agree": float((nearest == own).float().mean())}

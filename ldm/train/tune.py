@@ -27,6 +27,7 @@ from ldm.train.losses import Weighting, diffusion_loss, level_weight, noised, ta
 from ldm.train.noising import Noising
 from ldm.train.optim import autocast
 from ldm.train.recipe import SEEDS, LoraRecipe, Optim, PicturesRecipe, Precision, Windowed, filled
+from ldm.train.watching import many
 
 if TYPE_CHECKING:
     from ldm.models.clip import CLIPText
@@ -146,7 +147,7 @@ class TuneTask:
         return self.data.decided()
 
     def said(self) -> str:
-        return f"{len(self.data.z):,} pictures in {len(set(self.data.buckets()))} buckets"
+        return f"{many(len(self.data.z), 'picture')} in {many(len(set(self.data.buckets())), 'bucket')}"
 
     def official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The UNet, under the names of an official file."""

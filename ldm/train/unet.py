@@ -26,8 +26,9 @@ def unet_task(family: Family, unet: UNet, towers: Sequence[CLIPText], pictures: 
     settings = recipe.unet
     whole = TuneRecipe(
         *("unet", recipe.seed, recipe.precision, PicturesRecipe(recipe.data.size, recipe.data.step), settings.optim),
-        noise=Noising(settings.offset),
-        loss=LossRecipe(settings.weighting, settings.gamma, dropout=settings.dropout),
+        noise=Noising(settings.offset, settings.pyramid, settings.perturbation),
+        loss=LossRecipe(settings.weighting, settings.gamma, settings.huber, settings.dropout),
+        checkpointing=settings.checkpointing,
     )
     return TuneTask(family, unet, towers, composed(pictures), whole)
 

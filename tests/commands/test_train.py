@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +23,9 @@ from ldm import resources
 from ldm.checkpoint.lora import merge, read_lora
 from ldm.checkpoint.writer import HASH
 from ldm.commands import main
+from ldm.commands.train import parser, samples
 from ldm.resources import configs
+from tests import things
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (20, 160, 40)}
 
@@ -38,12 +43,10 @@ def pictures(tmp_path: Path) -> Path:
 
 def recipe(tmp_path: Path, name: str, steps: int = 3) -> Path:
     """A shipped recipe, cut to a few small steps in float32."""
-    text = (configs() / "train" / f"{name}.toml").read_text()
-    for old, new in (("bfloat16", "float32"), ("size = 128", "size = 64"), ("batch = 8", "batch = 2"), ("batch = 16", "batch = 2")):
-        text = text.replace(old, new)
-    lines = [f"steps = {steps}" if line.startswith("steps = ") else line for line in text.splitlines()]
+    text = (configs() / "train" / f"{name}.toml").read_text().replace("bfloat16", "float32")
+    less = {"size": 64, "crop": 16, "pictures": 4, "batch": 2, "steps": steps}
     path = tmp_path / f"{name}.toml"
-    path.write_text("\n".join(lines))
+    path.write_text(re.sub(rf"(?m)^({'|'.join(less)}) = \d+", lambda found: f"{found[1]} = {less[found[1]]}", text))
     return path
 
 
@@ -58,6 +61,7 @@ def test_a_lora_is_written_as_others_read_it(tmp_path: Path, capsys: pytest.Capt
     assert main(words(tmp_path, "lora", "--export", str(file), "--samples", str(prompts), "--every", "2")) == 0
     said = capsys.readouterr().err
     assert "1 of 4 pictures are left out" in said and "broken.jpg" in said
+    assert "encoding pictures: 0/4\nencoding pictures: 4/4\n" in said
     with safe_open(file, "pt") as opened:
         told = opened.metadata()
     assert (told["ss_network_module"], told["ss_network_dim"], told["ss_steps"]) == ("networks.lora", "8", "3")
@@ -122,7 +126,7 @@ def test_a_run_goes_on_only_as_it_began(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(words(tmp_path, "lora")) == 2
     assert "continue it with --resume" in capsys.readouterr().err
     assert main([*words(tmp_path, "lora", "--resume"), "-m", str(tuned(tmp_path))]) == 2
-    assert "of another recipe, model or data" in capsys.readouterr().err
+    assert "of another model: " in capsys.readouterr().err
     assert main(words(tmp_path, "lora", "--resume")) == 0
     assert "step 3 of 3" in capsys.readouterr().err
     assert main(words(tmp_path, "lora", "--resume", steps=4)) == 0
@@ -149,7 +153,7 @@ def test_a_signal_saves_the_state_and_says_where(tmp_path: Path) -> None:
     ("more", "message"),
     [
         (["--stage", "unet"], "this recipe has no stages"),
-        (["--data", "/absent"], "no pictures to train on"),
+        (["--data", "/absent"], "/absent: no such file or folder"),
         (["-m", "absent"], "absent"),
         (["--device", "gpu"], "device 'gpu' is not known"),
     ],
@@ -166,10 +170,83 @@ def test_a_file_that_exists_is_not_replaced_unasked(tmp_path: Path, capsys: pyte
     file = tmp_path / "x.safetensors"
     file.write_bytes(b"precious")
     assert main(words(tmp_path, "lora", "--export", str(file), steps=1)) == 2
-    assert "exists already" in capsys.readouterr().err and file.read_bytes() == b"precious"
+    assert "exists: choose another name or add --overwrite" in capsys.readouterr().err and file.read_bytes() == b"precious"
     assert not (tmp_path / "run").exists()
     assert main(words(tmp_path, "lora", "--export", str(file), "--overwrite", steps=1)) == 0
     assert len(read_lora(file)) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("lora", "--export x.ckpt", "the name must end in .safetensors"),
+        ("lora", "--export absent/x.safetensors", "there is no folder absent"),
+        ("lora", "--every 5", "--every: it counts for --samples: leave it out"),
+        ("lora", "--overwrite", "--overwrite: it counts for --export: leave it out"),
+        ("lora", "--out pictures/red.png/run", "pictures/red.png is not a folder: choose another with --out"),
+        ("lora", "--out pictures/red.png", "pictures/red.png is not a folder: choose another with --out"),
+        ("emoji", "--stage vae --out pictures/red.png/run", "pictures/red.png is not a folder: choose another with --out"),
+        ("emoji", "--stage unet --export x.safetensors", "--export: one stage is no model"),
+        ("emoji", "--stage towers --samples p.txt", "--samples: the stage towers makes no pictures"),
+        ("emoji", "--export x.safetensors --minutes 0", "--minutes: without --stage nothing is trained: leave it out"),
+        ("emoji", "--export x.safetensors --resume", "--resume: without --stage"),
+        ("emoji", "--export x.safetensors --data pictures", "--data: without --stage"),
+        ("emoji", "--export x.safetensors -m FILE", "--model: without --stage"),
+        ("emoji", "--export x.safetensors --shard-mib 5", "--shard-mib: without --stage"),
+        ("emoji", "--export x.safetensors --tensorboard", "--tensorboard: without --stage"),
+        ("emoji", "", "nothing to do: give --stage"),
+    ],
+)
+@pytest.mark.usefixtures("pictures")
+def test_what_has_no_effect_or_no_place_is_refused_before_a_model_is_loaded(
+    name: str, more: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ldm.pipeline.load", lambda *_, **__: pytest.fail("a model is loaded"))
+    assert main(["train", str(recipe(tmp_path, name)), "--out", "run", *more.split()]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", f"{name}.toml"}
+
+
+def test_grids_differ_by_the_weights_alone(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo --d -1\nthree --d 7\n")
+    options = parser().parse_args(["x.toml", "--out", "run", "--samples", str(tmp_path / "p.txt")])
+    assert [job.seed for job in samples(options, 5)] == [5, 5, 7]
+
+
+class Writer:
+    """As TensorBoard's."""
+
+    told: ClassVar[dict[str, list[int]]] = {}
+
+    def __init__(self, folder: str) -> None:
+        self.steps = self.told.setdefault(Path(folder).name, [])
+
+    def add_scalar(self, name: str, _value: float, step: int) -> None:
+        self.steps += [step] if name == "loss" else []
+
+    def flush(self) -> None:
+        pass
+
+
+def test_stages_are_watched_as_other_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensorboard: Any = ModuleType("torch.utils.tensorboard")
+    tensorboard.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
+    monkeypatch.setattr(Writer, "told", {})
+    (tmp_path / "things").mkdir()
+    things.write(tmp_path / "things")
+    (tmp_path / "prompts.txt").write_text("a red disc --w 64 --h 64 --s 1\n")
+    run = ["train", str(recipe(tmp_path, "emoji")), "--data", str(tmp_path / "things"), "--out", str(tmp_path / "run"), "--tensorboard"]
+    for stage in ("vae", "towers"):
+        assert main([*run, "--stage", stage]) == 0
+    assert main([*run, "--stage", "unet", "--samples", str(tmp_path / "prompts.txt"), "--every", "2"]) == 0
+    assert Writer.told == {stage: [1, 2, 3] for stage in ("vae", "towers", "unet")}
+    assert [path.stem for path in sorted((tmp_path / "run" / "unet" / "samples").glob("*.png"))] == ["00000002", "00000003"]
+    assert main(["train", "report", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert re.findall(r"<h2>(\w+): 3 steps", page) == ["towers", "unet", "vae"] and page.count("<img src='data:image/png") == 2
 
 
 def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from ldm.checkpoint.writer import HASH
-from ldm.errors import InputError
+from ldm.errors import InputError, LdmError
 from ldm.models.shapes import Family
 from ldm.models.vae import VAE
 from ldm.train.cache import load_pictures, pictures
 from ldm.train.data import Composer, to_tensor
+
+BEGUN = "encoding pictures: 0/16"
 
 
 def test_pictures_are_encoded_once(family: Family, composer: Composer, tmp_path: Path) -> None:
@@ -36,7 +38,7 @@ def test_other_weights_make_other_pictures(family: Family, composer: Composer, t
     path, said = tmp_path / "pictures.safetensors", list[str]()
     first = pictures(path, composer, VAE(family.vae), "float32", 0, said.append)
     second = pictures(path, composer, VAE(family.vae), "float32", 0, said.append)
-    assert len(said) == 2
+    assert said.count(BEGUN) == 2
     assert not torch.equal(first.z[0], second.z[0])
     with pytest.raises(InputError, match="another VAE"):
         load_pictures(tmp_path, VAE(family.vae).state_dict())
@@ -47,7 +49,7 @@ def test_other_things_make_other_pictures(family: Family, composer: Composer, tm
     pictures(path, composer, vae, "float32", 0, said.append)
     renamed = [replace(thing, names=("frog",)) for thing in composer.things]
     assert "frog" in " ".join(pictures(path, Composer(renamed, composer.data, composer.seed), vae, "float32", 0, said.append).captions)
-    assert len(said) == 2
+    assert said.count(BEGUN) == 2
 
 
 def test_missing_pictures_are_named(tmp_path: Path) -> None:
@@ -71,4 +73,11 @@ def test_damaged_pictures_are_made_again_and_never_read(family: Family, composer
     with pytest.raises(InputError, match="is damaged"):
         load_pictures(tmp_path, vae.state_dict())
     again = pictures(path, composer, vae, "float32", 0, said.append)
-    assert len(said) == 2 and all(torch.equal(one, other) for one, other in zip(first.z, again.z, strict=True))
+    assert said.count(BEGUN) == 2 and all(torch.equal(one, other) for one, other in zip(first.z, again.z, strict=True))
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_anything_is_encoded(family: Family, composer: Composer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(LdmError, match=r"cannot write .*file.pictures\.safetensors: File exists: make room, or give") as caught:
+        pictures(tmp_path / "file" / "pictures.safetensors", composer, VAE(family.vae), "float32", 0, lambda _: pytest.fail("encoded"))
+    assert caught.value.code == "E5001"

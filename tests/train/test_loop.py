@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ldm.errors import InputError, NumericError
+from ldm.errors import InputError, LdmError, MemoryNeedError, NumericError
 from ldm.models.shapes import Family
+from ldm.train import sealed
 from ldm.train.data import Composer
 from ldm.train.loop import Limits, Trainer, train
 from ldm.train.optim import EMA, build_optimizer, learning_rate
@@ -230,3 +234,104 @@ def test_states_that_take_long_to_write_are_written_seldom(
     monkeypatch.setattr(trainer, "save", save)
     train(trainer, Limits(save_seconds=seconds, seen=step))
     assert saved == wanted
+
+
+class Full(Line):
+    """Whose memory runs out at one batch."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB, of which 1.00 GiB is free")
+        return super().loss(step)
+
+
+def test_where_memory_runs_out_the_last_whole_step_is_saved(recipe: Recipe, tmp_path: Path) -> None:
+    numbers, said = replace(recipe.vae.optim, accumulate=2, steps=6), list[str]()
+    whole = Trainer(Line(), numbers, tmp_path / "whole")
+    train(whole, Limits())
+    trainer = Trainer(Full(5), numbers, tmp_path / "run")
+    with pytest.raises(
+        MemoryNeedError, match=r"step 2: out of memory \(2.00 GiB more asked for, 1.00 GiB free\): take a smaller opt"
+    ) as caught:
+        train(trainer, Limits(say=said.append))  # amid the batches of step 2
+    assert caught.value.code == "E4002" and said[-1] == f"the state of step 2 is in {tmp_path / 'run'}"
+    assert all(parameter.grad is None for parameter in trainer.task.module.parameters())
+    rest = Trainer(Line(), numbers, tmp_path / "run")
+    assert rest.resume() and rest.step == 2 and train(rest, Limits()) == 6
+    states = [newest(tmp_path / name) for name in ("whole", "run")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("amid", ["the first step", "the change of the weights"])
+def test_what_is_of_no_whole_step_is_not_saved(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amid: str) -> None:
+    trainer = Trainer(Full(0) if amid == "the first step" else Line(), recipe.vae.optim, tmp_path)
+    change = trainer.scaler.step
+
+    def half(*given: torch.optim.Optimizer) -> object:
+        change(*given)
+        if trainer.step == 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return None
+
+    monkeypatch.setattr(trainer.scaler, "step", half)
+    with pytest.raises(MemoryNeedError, match=r"step [03]: out of memory"):
+        train(trainer, Limits())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_watcher_that_fails_costs_no_step(recipe: Recipe, tmp_path: Path) -> None:
+    def broken(trainer: Trainer, _figures: object) -> None:
+        if trainer.step == 3:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train(Trainer(Line(), recipe.vae.optim, tmp_path), Limits(seen=broken))
+    assert [path.stem for path in tmp_path.glob("state-*.json")] == ["state-00000003"]
+
+
+@pytest.mark.parametrize(
+    ("good", "remedy"), [(2, "then continue with --resume from state-00000002"), (0, "then begin again: no state was")]
+)
+def test_a_state_that_cannot_be_written_is_named_with_the_one_before_it(
+    good: int, remedy: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, asked = sealed.write_atomic, list[Path]()
+
+    def full(path: Path, *given: Any, **more: Any) -> Path:
+        asked.append(path)
+        if len(asked) > 2 * good:
+            raise OSError(errno.EFBIG, "File too large")
+        return write(path, *given, **more)
+
+    monkeypatch.setattr(sealed, "write_atomic", full)
+    path = tmp_path / f"state-{good + 1:08}.safetensors"
+    with pytest.raises(LdmError, match=f"cannot write {path}: File too large: make room, {remedy}") as caught:
+        train(Trainer(Line(), recipe.vae.optim, tmp_path), Limits(save_seconds=0))
+    assert caught.value.code == "E5001" and asked.count(path) == 1
+    assert Trainer(Line(), recipe.vae.optim, tmp_path).resume() == bool(good)
+
+
+def test_without_a_state_a_run_that_goes_on_says_that_it_begins(recipe: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    assert not Trainer(Line(), recipe.vae.optim, tmp_path, said.append).resume()
+    assert said == [f"no state in {tmp_path}: from step 0"]
+
+
+def test_the_minutes_are_those_of_the_command(recipe: Recipe, tmp_path: Path) -> None:
+    """What came before the first step counts."""
+    for passed, wanted in ((601, 0), (0, 6)):
+        limits = Limits(minutes=10, begun=time.monotonic() - passed)
+        assert train(Trainer(Line(), recipe.vae.optim, tmp_path / str(passed)), limits) == wanted
+
+
+def test_a_step_counts_as_a_change_of_the_weights(recipe: Recipe, tmp_path: Path) -> None:
+    """As what is kept of weights sees it."""
+    trainer = Trainer(Line(), recipe.vae.optim, tmp_path)
+    before = [parameter._version for parameter in trainer.task.module.parameters()]
+    trainer.advance()
+    after = [parameter._version for parameter in trainer.task.module.parameters()]
+    assert all(one < other for one, other in zip(before, after, strict=True))

@@ -11,7 +11,7 @@ import torch
 from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family
 from ldm.models.unet import UNet
-from ldm.train import losses
+from ldm.train import losses, towers
 from ldm.train.recipe import Recipe
 from ldm.train.tune import TuneTask
 from ldm.train.unet import initialise, unet_task
@@ -98,6 +98,30 @@ def test_contrastive_loss_and_its_gradients_are_open_clips() -> None:
     assert abs(float(got.detach()) - float(wanted.detach())) <= 1e-6 * float(wanted.detach())
     for one, two in zip(torch.autograd.grad(got, ours), torch.autograd.grad(wanted, other), strict=True):
         assert (one - two).norm() <= 1e-6 * two.norm()
+
+
+def test_the_scale_of_likenesses_comes_back_from_its_limit_as_open_clip_s_does() -> None:
+    """Four steps that push it beyond ln 100, then four back; open_clip clamps the parameter after each step, where no gradient is taken."""
+    theirs = pytest.importorskip("open_clip.loss").ClipLoss()
+    random = torch.Generator().manual_seed(2)
+    pictures = torch.nn.functional.normalize(torch.randn(6, 9, generator=random), dim=-1)
+    captions = pictures.roll(1, 0)
+    courses = []
+    for own in (True, False):
+        scale = torch.nn.Parameter(torch.tensor([4.5]))
+        optimizer, course = torch.optim.SGD([scale], lr=0.01), list[float]()
+        for step in range(8):
+            loss = towers.agreement([pictures], [captions], scale)[0] if own else theirs(pictures, captions, scale.exp()[0])
+            course.append(float(scale.detach().exp()))  # of the loss
+            optimizer.zero_grad()
+            (loss * (-1 if step < 4 else 1)).backward()
+            optimizer.step()
+            if not own:
+                with torch.no_grad():
+                    scale.clamp_(0, np.log(100))
+        courses.append(course)
+    assert courses[0] == pytest.approx(courses[1], rel=1e-5)
+    assert sum(each == pytest.approx(100) for each in courses[0]) > 2 and courses[0][-1] < 50
 
 
 def test_kl_loss_is_that_of_two_normals() -> None:

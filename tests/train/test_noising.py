@@ -39,6 +39,19 @@ def test_pyramid_adds_coarse_scales_at_unit_variance() -> None:
     assert held.mean((2, 3)).var().item() > 3 / 64  # of plain noise: 1 / 64
 
 
+@pytest.mark.parametrize("discount", [0.3, 0.8])
+def test_each_coarser_scale_counts_by_one_power_more(discount: float) -> None:
+    """Of 8 x 8 there are two: one of two or three pixels a side, and one pixel."""
+    random = torch.Generator().manual_seed(3)
+    noise = torch.randn(SHAPE, generator=random)
+    side = int(8 / (2 + 2 * float(torch.rand((), generator=random))))
+    first = torch.randn(*SHAPE[:2], side, side, generator=random)
+    torch.rand((), generator=random)
+    last = torch.randn(*SHAPE[:2], 1, 1, generator=random)
+    whole = noise + discount * torch.nn.functional.interpolate(first, size=(8, 8), mode="bilinear") + discount**2 * last
+    torch.testing.assert_close(drawn(pyramid=discount)[0], whole / whole.std(), rtol=1e-4, atol=1e-5)
+
+
 def test_perturbation_is_in_x_alone() -> None:
     held, wanted = drawn(perturbation=0.1)
     assert torch.equal(wanted, drawn()[0])

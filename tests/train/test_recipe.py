@@ -16,6 +16,7 @@ from ldm.train.data import Composer
 from ldm.train.loop import Limits
 from ldm.train.recipe import Recipe, load_recipe
 from ldm.train.stages import stage_trainer
+from ldm.train.tune import load_tuning
 from tests.train.conftest import changed
 
 SHIPPED = configs() / "train" / "emoji.toml"
@@ -24,17 +25,60 @@ SHIPPED = configs() / "train" / "emoji.toml"
 def test_an_unknown_key_is_named(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(SHIPPED.read_text().replace("[unet]\n", "[unet]\ndropuot = 0.1\n"))
-    with pytest.raises(InputError, match=r"recipe\.toml: UNetRecipe: unknown key 'dropuot'"):
+    with pytest.raises(InputError, match=r"recipe\.toml: \[unet\]: unknown key 'dropuot': did you mean dropout"):
         load_recipe(path)
 
 
-@pytest.mark.parametrize("text", [None, "seed = ["])
-def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str | None) -> None:
+MISTAKES = {
+    "alpha = 8.0": {
+        "alpah = 8.0": "[lora]: unknown key 'alpah': did you mean alpha?",
+        "alpha = 'x'": "[lora] alpha: 'x' is not acceptable: expected a number",
+    },
+    "steps = 500": {
+        "steps = 0": "[optim] steps: 0 is not acceptable: expected 1 to 1,000,000,000",
+        "steps = 1.5": "[optim] steps: 1.5 is not acceptable: expected a whole number",
+    },
+    "[optim]": {
+        "[optimizer]": "unknown table 'optimizer': did you mean optim?",
+        "#": "missing key 'optim': the keys are train, seed, ",
+    },
+    "seed = 1": {
+        "seed = -1": "seed: -1 is not acceptable: expected 0 to ",
+        "seed = 1\nnoise = 0.1": "noise: 0.1 is not acceptable: expected a table",
+        "seed = 1\nmodel = 3": "model: 3 is not acceptable: expected a text",
+        "seed = 1\ncheckpointing = 1": "checkpointing: 1 is not acceptable: expected true or false",
+    },
+    '["transformer"]': {"3": "[lora] targets: 3 is not acceptable: expected a list"},
+}
+
+
+@pytest.mark.parametrize(("there", "written"), [(there, written) for there, mistakes in MISTAKES.items() for written in mistakes])
+def test_mistakes_are_told_by_the_file_s_own_words(tmp_path: Path, there: str, written: str) -> None:
+    text = SHIPPED.with_name("lora.toml").read_text()
+    assert text.count(there) == 1
     path = tmp_path / "recipe.toml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError, match=r"recipe\.toml"):
+    path.write_text(text.replace(there, written))
+    with pytest.raises(InputError) as refused:
+        load_tuning(path)
+    assert str(refused.value).startswith(f"{path}: {MISTAKES[there][written]}")
+
+
+def test_a_table_within_a_table_is_told_whole(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(SHIPPED.read_text().replace("clip = 1.0", "clip = 0.0", 1))
+    with pytest.raises(InputError, match=r"recipe\.toml: \[vae\.optim\] clip: 0\.0 is not acceptable"):
         load_recipe(path)
+
+
+def test_what_is_no_recipe_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text("seed = [")
+    for given, why in ((path, "Invalid value"), (tmp_path / "absent.toml", "no such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(InputError) as refused:
+            load_recipe(given)
+        said = str(refused.value)
+        assert said.startswith(f"{given}: {why}") and said.endswith(": give a recipe, such as configs/train/lora.toml")
+        assert said.count(str(given)) == 1
 
 
 def test_the_command_trains_and_says_what_is_wrong(tmp_path: Path, family: Family, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,6 +106,9 @@ BAD = {
     "unet.dropout": 1.1,
     "unet.gamma": 0.0,
     "unet.offset": -0.1,
+    "unet.pyramid": 1.1,
+    "unet.perturbation": -0.1,
+    "unet.huber": -1.0,
     "vae.crop": 0,
     "vae.kl": -1.0,
     "data.step": 12,
@@ -94,12 +141,12 @@ def test_windows_that_no_picture_has_are_refused(
     [
         (["--minutes", "nan"], "--minutes nan"),
         (["--minutes", "-1"], "--minutes -1"),
-        (["--every", "0"], "--every 0"),
+        (["--samples", "x.txt", "--every", "0"], "--every 0"),
         (["--shard-mib", "0"], "--shard-mib 0"),
         (["--export", "absent/x.safetensors"], "there is no folder absent"),
         (["--out", __file__], "not a folder"),
     ],
 )
 def test_flags_out_of_range_are_named(tmp_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(SHIPPED), "--stage", "vae", "--out", str(tmp_path / "run"), *flags]) == 2
+    assert main(["train", str(SHIPPED.with_name("lora.toml")), "--out", str(tmp_path / "run"), *flags]) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,8 @@ def shard(path: Path, files: dict[str, bytes]) -> Path:
 def test_a_shard(tmp_path: Path) -> None:
     png = picture(tmp_path / "x" / "x.png", "blue").read_bytes()
     files = {
-        "s/0.1.png": b"",  # its key ends at the first dot: no picture's suffix
+        "s/0.1.png": png,
+        "s/0.1.txt": b"a dot",
         "s/a.png": png,
         "s/a.txt": b"blue",
         "s/b.JPG": b"no picture",
@@ -86,11 +88,11 @@ def test_a_shard(tmp_path: Path) -> None:
         "e.txt": b"of a link",
     }
     found = collect(shard(tmp_path / "0000.tar", files))
-    assert said(found) == [("0000.tar:s/a.png", "blue"), ("0000.tar:s/b.JPG", "from json")]
+    assert said(found) == [("0000.tar:s/0.1.png", "a dot"), ("0000.tar:s/a.png", "blue"), ("0000.tar:s/b.JPG", "from json")]
     assert len(found.skipped) == 1 and "s/d" in found.skipped[0] and "UTF-8" in found.skipped[0]
-    assert found.examples[0].open().rgb.getpixel((3, 3)) == (0, 0, 255)
+    assert found.examples[1].open().rgb.getpixel((3, 3)) == (0, 0, 255)
     with pytest.raises(InputError, match=r"0000\.tar:s/b\.JPG is not a PNG"):
-        found.examples[1].open()
+        found.examples[2].open()
 
 
 DATASET = """
@@ -152,12 +154,23 @@ def test_a_dataset_that_is_wrong(tmp_path: Path, text: str, message: str) -> Non
 
 def test_no_source_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"")
-    for path in (tmp_path / "absent", tmp_path / "x.zip", tmp_path / "absent.tar"):
-        with pytest.raises(InputError, match="no pictures to train on"):
-            collect(path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.jsonl").touch()
+    messages = {
+        "absent": "no such file or folder: give a folder",
+        "absent.tar": "no such file",
+        "x.zip": "no pictures to train on: give a folder",
+    }
+    none = r"no pictures in it \(PNG, JPEG, WebP, AVIF\): give a"
+    for name, message in {**messages, "empty": f"{none} folder that has some$", "empty.jsonl": f"{none} file that"}.items():
+        with pytest.raises(InputError, match=f"{name}: {message}"):
+            collect(tmp_path / name)
     (tmp_path / "y.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(InputError, match="cannot be read"):
         collect(tmp_path / "y.tar")
+    (tmp_path / "empty" / "y.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(InputError, match=r"empty: none of 1 pictures can be used: y\.tar: cannot be read"):
+        collect(tmp_path / "empty")
 
 
 def test_broken_captions_are_listed(tmp_path: Path) -> None:
@@ -219,7 +232,7 @@ def test_a_picture_that_no_memory_could_hold_in_its_bucket_is_left_out(tmp_path:
     picture(tmp_path / "long.png", size=(4000, 1))
     picture(tmp_path / "plain.png")
     skipped: list[str] = []
-    used = [at for at, _, _ in opened(collect(tmp_path).examples, PicturesRecipe(1024, 64), 1, skipped)]
+    used = [at for at, _, _ in opened(collect(tmp_path).examples, PicturesRecipe(1024, 64), 1, skipped, Counter())]
     assert used == [1] and skipped == ["long.png is 4000x1: too long and thin for any bucket"]
 
 
@@ -284,7 +297,7 @@ def test_a_list_names_pictures_of_the_image_dir(tmp_path: Path) -> None:
     (example,) = read_dataset(tmp_path / "set.toml").examples
     assert (example.path, example.caption) == (tmp_path / "one" / "a.png", "a cat")
     (tmp_path / "list.jsonl").unlink()
-    with pytest.raises(InputError, match="no pictures to train on"):
+    with pytest.raises(InputError, match=r"list\.jsonl: no such file"):
         read_dataset(tmp_path / "set.toml")
 
 

@@ -6,19 +6,23 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ldm
 from ldm.errors import InputError
 from ldm.models.shapes import Family, load_family
 from ldm.models.vae import VAE
+from ldm.options import Job
 from ldm.train.cache import PICTURES, pictures
 from ldm.train.data import Composer
 from ldm.train.export import export
 from ldm.train.loop import Limits, Trainer
 from ldm.train.recipe import Recipe
-from ldm.train.stages import Place, run_stage, stage_trainer
+from ldm.train.stages import Place, run_stage, sampled, stage_trainer
+from ldm.train.watching import Grids
 
 
 @pytest.fixture
@@ -83,11 +87,31 @@ def test_stages_that_were_not_built_on_each_other_are_refused(trained: Path, rec
     export(longer, trained, tmp_path / "a.safetensors")
 
 
+def test_samples_on_the_way_are_those_of_the_model_to_be(trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path) -> None:
+    """By the VAE, the towers, the scale and the moving average that are exported, the UNet itself left as it was."""
+    trainer = stage_trainer("unet", recipe, composer, trained, resume=True, limits=Limits())
+    own = {name: value.clone() for name, value in trainer.task.module.state_dict().items()}
+    run = sampled(trainer, recipe, trained)
+    Grids(run, [Job("a circle", seed=3, steps=2)], 6, lambda _: None)(trainer, {})
+    export(recipe, trained, tmp_path / "model.safetensors")
+    model = ldm.load(tmp_path / "model.safetensors", device="cpu", dtype="float32")
+    wanted = np.asarray(model.generate("a circle", seed=3, steps=2).images[0], dtype=float)
+    shown = np.asarray(Image.open(trained / "unet" / "samples" / "00000006.png"), dtype=float)
+    assert np.abs(shown - wanted).max() <= 2 and wanted.std() > 3  # in 255; the file is in F16
+    assert all(torch.equal(value, own[name]) for name, value in trainer.task.module.state_dict().items())
+    with run.averaged() as pipeline:
+        assert not all(torch.equal(value, own[name]) for name, value in pipeline.unet.state_dict().items())
+    with pytest.raises(InputError, match="only the stage unet"):
+        sampled(stage_trainer("vae", recipe, composer, trained, resume=True, limits=Limits()), recipe, trained)
+
+
 def test_pictures_of_another_vae_are_encoded_again_where_the_stages_fit(
     trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path
 ) -> None:
     vae = VAE(load_family("emoji").vae)
-    pictures(trained / PICTURES, composer, vae, "float32", 0, lambda _: None)
+    said: list[str] = []
+    pictures(trained / PICTURES, composer, vae, "float32", 0, said.append)
+    assert said == ["encoding pictures: 0/16", "encoding pictures: 16/16"]
     with pytest.raises(InputError, match="go on with the stage 'unet'"):
         export(recipe, trained, tmp_path / "a.safetensors")
     run_stage("unet", recipe, composer, trained, resume=True, limits=Limits())

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.errors import InputError
+from ldm.errors import InputError, LdmError
 from ldm.files import lock
 from ldm.train import sealed
-from ldm.train.state import load_mean, load_state, save_state
+from ldm.train.state import OTHER, load_mean, load_state, refuse_other, save_state
 
 
 def save(folder: Path, step: int) -> Path:
@@ -126,3 +126,55 @@ def test_what_a_killed_process_had_begun_is_removed(tmp_path: Path) -> None:
         assert lock(file.fileno())
         save(tmp_path, 3)
         assert not dead.exists() and living.exists()
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "said"),
+    [
+        ("r m d p", "r m d p", ""),
+        ("r m d p", "r m d", ""),
+        ("", "r m d", ""),
+        ("r m d p", "r M d", "of another model: go on"),
+        ("r m d p", "R m D", "of another recipe and other data: go on"),
+        ("r m d p", "r m d P", "of data of which other pictures could be opened: go on"),
+        ("one", "r m d", "of another recipe: go on"),
+    ],
+)
+def test_a_state_of_another_run_says_in_what(there: str, here: str, said: str, tmp_path: Path) -> None:
+    save_state(tmp_path, 1, {"model.w": torch.zeros(1)}, origin=there)
+    for look in (lambda: refuse_other(tmp_path, here, OTHER), lambda: load_state(tmp_path, pytest.fail, here)):
+        if said:
+            with pytest.raises(InputError, match=f"state-00000001.json: {said}"):
+                look()
+        else:
+            look()
+
+
+def test_a_tensor_is_measured_once_for_all_shards() -> None:
+    asked: list[int] = []
+
+    class Measured:
+        @property
+        def nbytes(self) -> int:
+            asked.append(1)
+            return 10
+
+    tensors = {str(at): Measured() for at in range(100)}
+    assert [len(part) for part in sealed._shards(tensors, 500)] == [50, 50] and len(asked) == 100  # type: ignore[arg-type]
+
+
+def test_a_full_disk_is_told_with_the_state_that_is_left(tmp_path: Path) -> None:
+    """By the system itself: files of at most 4 kB."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save(tmp_path, 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(LdmError) as caught:
+            save_state(tmp_path, 2, {"model.w": torch.zeros(4096)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file = tmp_path / "state-00000002.safetensors"
+    assert str(caught.value) == f"cannot write {file}: File too large: make room, then continue with --resume from state-00000001"
+    assert caught.value.code == "E5001" and step_of(tmp_path) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-00000001.json", "state-00000001.safetensors"]

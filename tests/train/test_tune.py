@@ -235,7 +235,7 @@ def test_recipes_from_toml(tmp_path: Path, box: Pipeline, data: Prepared) -> Non
     for old, new, message in (
         ('"lora"\n', '"unet"\n', "table \\[lora\\]"),
         ("offset", "ofset", "unknown key 'ofset'"),
-        ("size = 64", "size = 8", "PicturesRecipe.size"),
+        ("size = 64", "size = 8", r"y\.toml: \[pictures\] size: 8 is not acceptable"),
     ):
         (tmp_path / "y.toml").write_text(text.replace(old, new, 1))
         with pytest.raises(InputError, match=message):
@@ -274,19 +274,22 @@ def test_features_beyond_what_memory_is_meant_to_hold_are_made_at_each_step(box:
     assert Words(box.towers, ["a cat"], [None]).live
 
 
-def test_a_state_is_of_its_pictures_order_and_of_its_model(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+def test_a_state_is_of_its_pictures_order_and_of_its_model(
+    box: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     from ldm.train.running import start
 
-    def begun(repeats: int, keep: int | None, *, resume: bool, more: float = 0.0, name: str = "box") -> list[str]:
+    def begun(repeats: int, keep: int | None, *, resume: bool, more: float = 0.0, name: str = "box", seed: int = 1) -> list[str]:
         found, said = collect(folder), list[str]()
         found.examples = [replace(each, repeats=repeats, keep=keep) for each in found.examples]
         found.hints = {"size": 512, "batch": OPTIM.batch}
         parts = copy.deepcopy(box.unet), copy.deepcopy(box.vae), box.towers
         with torch.no_grad():
             next(parts[1].parameters()).add_(more)
-        run = start(Pipeline(box.family, *parts, source=name), recipe(), found, tmp_path, resume=resume, limits=Limits(say=said.append))
+        limits = Limits(say=said.append)
+        run = start(Pipeline(box.family, *parts, source=name), recipe(seed=seed), found, tmp_path, resume=resume, limits=limits)
         run.trainer.save()
         return said
 
@@ -294,12 +297,17 @@ def test_a_state_is_of_its_pictures_order_and_of_its_model(box: Pipeline, folder
     assert next(line for line in said if "left out" in line) == "the dataset file's size 512 is left out: the recipe has 64"
     assert not any("batch" in line for line in said)
     begun(1, None, resume=True)
-    for repeats, keep in ((2, None), (1, 1)):
-        with pytest.raises(InputError, match="of another recipe, model or data"):
-            begun(repeats, keep, resume=True)
     begun(1, None, resume=True, name="renamed")
-    with pytest.raises(InputError, match="of another recipe, model or data"):
+    monkeypatch.setattr("ldm.train.prepared._latent", lambda *_: pytest.fail("encoded for a run that is refused"))
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for repeats, keep in ((2, None), (1, 1)):
+        with pytest.raises(InputError, match=r"state-00000000\.json: of other data: go on with"):
+            begun(repeats, keep, resume=True)
+    with pytest.raises(InputError, match="of another model: go on with"):
         begun(1, None, resume=True, more=0.01)
+    with pytest.raises(InputError, match="of another recipe and another model: go on with"):
+        begun(1, None, resume=True, more=0.01, seed=2)
+    assert kept == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def test_samples_of_blocks_that_are_computed_again_ask_for_nothing_more(
@@ -319,9 +327,9 @@ def test_a_run_that_failed_goes_on_slower(box: Pipeline, folder: Path, tmp_path:
     from ldm.errors import NumericError
     from ldm.train.running import Run, start
 
-    def begun(*, resume: bool, **changed: Any) -> Run:
+    def begun(*, resume: bool, checkpointing: bool = False, **changed: Any) -> Run:
         parts = copy.deepcopy(box.unet), box.vae, box.towers
-        made = recipe(optim=replace(OPTIM, **changed))
+        made = recipe(optim=replace(OPTIM, **changed), checkpointing=checkpointing)
         return start(Pipeline(box.family, *parts, source="box"), made, collect(folder), tmp_path, resume=resume, limits=Limits())
 
     own = TuneTask.loss
@@ -338,8 +346,9 @@ def test_a_run_that_failed_goes_on_slower(box: Pipeline, folder: Path, tmp_path:
     run = begun(resume=True, lr=1e-5, clip=0.1, steps=5)
     assert run.trainer.step == 2 and train(run.trainer, Limits()) == 5
     for changed in ({"batch": 2}, {"accumulate": 2}, {"weight_decay": 0.1}):
-        with pytest.raises(InputError, match="of another recipe, model or data"):
+        with pytest.raises(InputError, match="of another recipe: go on with"):
             begun(resume=True, **changed)
+    assert begun(resume=True, batch=1, accumulate=3, checkpointing=True).trainer.step == 5  # what is asked for where memory runs out
 
 
 def test_noise_alone_is_learned_only_where_its_level_counts(box: Pipeline) -> None:
@@ -386,3 +395,110 @@ def test_convolutions_are_told_as_sd_scripts_tells_them(
     run = start(Pipeline(box.family, *parts, source="box"), made, collect(folder), tmp_path, resume=False, limits=Limits())
     assert isinstance(run.task, TuneTask)
     assert lora_metadata(run, run.task, lora).get("ss_network_args") == told
+
+
+def own(box: Pipeline) -> Pipeline:
+    """With a UNet, and towers, to be trained."""
+    return Pipeline(box.family, copy.deepcopy(box.unet), box.vae, [copy.deepcopy(tower) for tower in box.towers], source="box")
+
+
+@pytest.mark.parametrize("lora", [None, LoraRecipe(4, 4.0, ("transformer", "convolution", "towers"))])
+def test_pictures_are_of_the_weights_as_they_are_now(box: Pipeline, folder: Path, tmp_path: Path, lora: LoraRecipe | None) -> None:
+    from dataclasses import replace
+
+    from ldm.train.running import start
+
+    made = recipe(train="lora" if lora else "unet", lora=lora, optim=replace(OPTIM, lr=0.01, warmup=0))
+    runs = [start(own(box), made, collect(folder), tmp_path / name, resume=False, limits=Limits()) for name in "ab"]
+
+    def pictured(at: int) -> torch.Tensor:
+        return runs[at].pipeline.generate("a red thing", width=64, height=64, steps=1, seed=1).latents
+
+    before = pictured(0)
+    for _ in range(2):
+        runs[0].trainer.advance()
+    runs[1].task.module.load_state_dict(runs[0].task.module.state_dict())
+    now = pictured(1)
+    assert (pictured(0) - now).norm() < 1e-5 * now.norm() < 1e-2 * (before - now).norm()
+
+
+def test_a_run_that_is_stopped_before_its_pictures_are_encoded_goes_on_with_them(
+    box: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldm.errors import LdmError
+    from ldm.train import prepared
+    from ldm.train.running import start
+
+    def begun(name: str, limits: Limits) -> list[torch.Tensor]:
+        task = start(own(box), recipe(), collect(folder), tmp_path / name, resume=True, limits=limits).task
+        assert isinstance(task, TuneTask)
+        return task.data.z
+
+    wanted, asked, said = begun("whole", Limits()), list[int](), list[str]()
+    with pytest.raises(LdmError, match="stopped before all pictures were encoded"):
+        begun("part", Limits(stop=lambda: len(asked) > 1 or bool(asked.append(1)), say=said.append))  # type: ignore[func-returns-value]
+    assert any("kept in" in line and line.endswith(": 2") for line in said)
+    with pytest.raises(LdmError, match="more --minutes"):
+        begun("part", Limits(minutes=5, begun=-1e9))
+    encode, encoded = prepared._latent, list[int]()
+
+    def counted(*given: Any) -> torch.Tensor:
+        encoded.append(1)
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        return encode(*given)
+
+    monkeypatch.setattr(prepared, "_latent", counted)
+    with pytest.raises(KeyboardInterrupt):
+        begun("part", Limits())
+    found = begun("part", Limits(minutes=0))  # prepares
+    assert len(encoded) == 4 and all(torch.equal(one, other) for one, other in zip(wanted, found, strict=True))
+    assert sorted(path.name for path in (tmp_path / "part").glob("*.json")) == ["latents.json", "words.json"]
+
+
+def test_pictures_that_can_be_opened_no_more_are_known_before_older_ones_are_replaced(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from ldm.train.running import start
+
+    shutil.copytree(folder, tmp_path / "pictures")
+    start(own(box), recipe(), collect(tmp_path / "pictures"), tmp_path / "run", resume=False, limits=Limits()).trainer.save()
+    kept = (tmp_path / "run" / "latents.json").read_bytes()
+    (tmp_path / "pictures" / "1.png").write_bytes(b"cut")
+    with pytest.raises(InputError, match="of data of which other pictures could be opened: go on with"):
+        start(own(box), recipe(), collect(tmp_path / "pictures"), tmp_path / "run", resume=True, limits=Limits())
+    assert (tmp_path / "run" / "latents.json").read_bytes() == kept
+
+
+def test_memory_that_runs_out_in_the_preparation_is_named(
+    box: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ldm.errors import MemoryNeedError
+    from ldm.train.running import start
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("ldm.train.prepared._latent", full)
+    with pytest.raises(
+        MemoryNeedError, match=r"preparing the run: out of memory \(2.00 GiB more asked for\): take a smaller pictures.size"
+    ):
+        start(own(box), recipe(), collect(folder), tmp_path, resume=False, limits=Limits())
+
+
+def test_a_lora_of_long_captions_can_be_read_again(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+    import json
+    from dataclasses import replace
+
+    from ldm.checkpoint.safetensors import read_header
+    from ldm.resources import weights
+    from ldm.train.running import start, write
+
+    run = start(own(box), recipe(train="lora", lora=LoraRecipe(1, 1.0)), collect(folder), tmp_path, resume=False, limits=Limits())
+    assert isinstance(run.task, TuneTask)
+    long = [f"often, {k}{99_000 * chr(34)}" for k in range(180)]
+    run.task.data = replace(run.task.data, captions=["rare", *long], rows=list(range(181)))
+    write(run, read_header(weights() / "ldm-emoji.safetensors"), tmp_path / "x.safetensors")
+    told = read_header(tmp_path / "x.safetensors").metadata["ss_tag_frequency"]
+    tags = json.loads(told)["pictures"]
+    assert (tags["often"], tags["rare"]) == (180, 1) and len(tags) > 3 and len(told) <= 2**20

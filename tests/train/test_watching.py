@@ -1,19 +1,139 @@
-"""What a run shows: the report's curves go forward, and TensorBoard has every figure when the run ends."""
+"""What a run shows: a bar or lines, the report's curves, TensorBoard's figures; that one cannot be written is said, and the run goes on."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from ldm.errors import InputError
+from ldm.commands.train import Screen
+from ldm.errors import InputError, NumericError
+from ldm.options import Job
+from ldm.train.loop import Limits, Trainer, train
+from ldm.train.recipe import Recipe
 from ldm.train.report import report
-from ldm.train.watching import scalars
+from ldm.train.watching import Grids, append, counter, many, scalars
+from tests.train.test_loop import Line
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_bar_on_a_terminal_and_lines_elsewhere(
+    stream: io.StringIO, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", stream)
+    screen, trainer = Screen(), Trainer(Line(), replace(recipe.vae.optim, steps=500), tmp_path)
+    trainer.step = 100  # as of a run that is gone on with
+
+    def tell(trainer: Trainer, _figures: dict[str, float]) -> None:
+        if trainer.step == 300:
+            screen.say("a grid is made")
+
+    screen.train("vae", trainer, Limits(say=screen.say, log_seconds=1e9), [tell])
+    lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[A-Z]", "", stream.getvalue()))
+    drawn = [line for line in lines if line.startswith("vae: ")]
+    assert "a grid is made" in lines
+    assert bool(drawn) == stream.isatty()
+    said = [line.split()[1] for line in lines if line.startswith("step ")]
+    assert said == ([] if drawn else [f"{at}/500" for at in range(120, 501, 20)])
+    if drawn:
+        assert "| 100/500 [" in drawn[0] and len(drawn) < 200  # not one a step
+        assert re.search(r"100%\|.+\| 500/500 \[.*<00:00, .*it/s, loss [0-9.e-]+, [0-9.]+ pictures/s\]", drawn[-1])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(120, 501, 20))
+
+
+@pytest.mark.parametrize(("seconds", "wanted"), [(12.0, [3, 6, 9, 10]), (100.0, [*range(1, 11)])])
+def test_a_slow_run_has_a_line_every_half_minute(
+    seconds: float, wanted: list[int], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said = [0.0], list[str]()
+
+    def step(*_: object) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr("ldm.train.loop.time.monotonic", lambda: clock[0])
+    train(Trainer(Line(), replace(recipe.vae.optim, steps=10), tmp_path), Limits(seen=step, say=said.append))
+    assert [int(line.split("/")[0].removeprefix("step ")) for line in said] == wanted
+
+
+def test_what_is_counted_is_said_from_the_beginning_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = [0.0], list[str]()
+    monkeypatch.setattr("ldm.train.watching.time.monotonic", lambda: clock[0])
+    done = counter("encoding pictures", 1300, said.append)
+    for at in range(1300):
+        clock[0] = at / 64
+        done(at)
+    done(1300)
+    assert said == [f"encoding pictures: {done}/1,300" for done in ("0", "640", "1,280", "1,300")]
+    assert (many(1, "bucket"), many(1300, "picture")) == ("1 bucket", "1,300 pictures")
+
+
+@pytest.mark.parametrize("before", ["", '{"step": 20, "loss": 9.0}\n', '{"step": 20, "loss": 9.0}\n{"step": 40, "lo'])
+def test_a_line_that_a_kill_cut_stays_one_of_its_own(before: str, tmp_path: Path) -> None:
+    log = tmp_path / "vae" / "metrics.jsonl"
+    if before:
+        log.parent.mkdir()
+        log.write_text(before)
+    for step in (40, 60):
+        append(log, {"step": step, "loss": 5.0})
+    between = "" if before[-1:] in ("", "\n") else "\n"
+    assert log.read_text() == before + between + '{"step": 40, "loss": 5.0}\n{"step": 60, "loss": 5.0}\n'
+    assert "vae: 60 steps" in report(tmp_path).read_text()
+
+
+def test_metrics_that_cannot_be_written_are_said_once(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    said: list[str] = []
+    trainer = Trainer(Line(), recipe.vae.optim, tmp_path, said.append)
+    assert train(trainer, Limits(log_every=1)) == 6
+    assert said == ["no line in metrics.jsonl at step 1: Is a directory; the run goes on"]
+
+
+def test_grids_that_cannot_be_made_are_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, failures = list[str](), list[Exception]()
+
+    def run(_job: Job) -> SimpleNamespace:
+        if failures:
+            raise failures[0]
+        return SimpleNamespace(images=[Image.new("RGB", (8, 8))])
+
+    @contextmanager
+    def averaged() -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(run=run)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    source: Any = SimpleNamespace(averaged=averaged)
+    trainer: Any = SimpleNamespace(folder=tmp_path, step=1, numbers=SimpleNamespace(steps=9))
+    grids = Grids(source, [Job("x")], 1, said.append)
+    grids(trainer, {})
+    assert (tmp_path / "samples" / "00000001.png").exists() and not said
+    monkeypatch.setattr("ldm.train.watching.write_atomic", full)
+    for trainer.step in (2, 3):
+        grids(trainer, {})
+    failures.append(NumericError("not finite"))
+    grids(trainer, {})
+    last = ("no samples at step 2: No space left on device", "no samples at step 3: not finite")
+    assert said == [f"{line}; the run goes on" for line in last]
 
 
 def test_steps_made_again_after_a_kill_count_once(tmp_path: Path) -> None:
@@ -49,9 +169,15 @@ def test_figures_are_written_out_at_every_step(tmp_path: Path, monkeypatch: pyte
     module: Any = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    write = scalars(tmp_path)
-    write(SimpleNamespace(step=3), {"loss": 0.5})  # type: ignore[arg-type]
+    said, trainer = list[str](), SimpleNamespace(step=3)
+    write: Any = scalars(tmp_path, said.append)
+    write(trainer, {"loss": 0.5})
     assert json.loads((tmp_path / "kept.json").read_text()) == [["loss", 0.5, 3]]
+    (tmp_path / "kept.json").unlink()
+    (tmp_path / "kept.json").mkdir()
+    for _ in range(2):
+        write(trainer, {"loss": 0.5})
+    assert said == ["nothing more for TensorBoard from step 3: Is a directory; the run goes on"]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match="--tensorboard"):
-        scalars(tmp_path)
+        scalars(tmp_path, said.append)
