@@ -128,10 +128,10 @@ def _item(name: str, tensor: torch.Tensor, dtype: torch.dtype | None) -> Item:
         flat = tensor.detach().to(device="cpu", dtype=target).contiguous().view(-1)
         return flat.view(torch.uint8).numpy().data
 
-    return Item(name, _names()[target], tuple(tensor.shape), data)
+    return Item(name, names()[target], tuple(tensor.shape), data)
 
 
-def _names() -> dict[torch.dtype, str]:
+def names() -> dict[torch.dtype, str]:
     """safetensors' names of torch's dtypes."""
     import torch
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 EVERY = 500  # steps from one sample grid to the next
-TRAINING = ("data", "model", "minutes", "resume", "shard_mib", "samples", "tensorboard")  # flags of use to a training alone
+TRAINING = ("data", "model", "models_dir", "device", "minutes", "resume", "shard_mib", "samples", "tensorboard")  # are of a training
+STAGED = ("family", "unet")  # in the recipe of a new model alone
 
 
 def run(argv: list[str]) -> int:
@@ -40,7 +41,8 @@ def run(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     from ldm.train.recipe import read_recipe
 
-    staged = "train" not in read_recipe(options.recipe)
+    keys = read_recipe(options.recipe).keys()
+    staged = "train" not in keys and not keys.isdisjoint(STAGED)
     _check(options, staged)
     return _stage(options) if staged else _tune(options)
 
@@ -50,7 +52,8 @@ def _check(options: argparse.Namespace, staged: bool) -> None:
     if staged and not options.stage and not options.export:
         raise InputError("nothing to do: give --stage vae, towers or unet, or --export FILE")
     for name, why in _idle(options, staged):
-        if getattr(options, name) is not None and getattr(options, name) is not False:
+        given = getattr(options, name)
+        if given is not None and given is not False and given != []:
             raise InputError(f"--{name.replace('_', '-')}: {why}: leave it out")
     if options.minutes is not None and not options.minutes >= 0:
         raise InputError(f"--minutes {options.minutes}: give 0 or more")
@@ -92,7 +95,7 @@ def parser() -> Parser:
     flags.add_argument("--resume", action="store_true", help="continue from the newest state in --out")
     flags.add_argument("--minutes", type=float, metavar="N", help="stop in good order after it, preparation included; 0: prepare alone")
     flags.add_argument("--shard-mib", type=int, metavar="N", help="size of the files of a state; one file without it")
-    flags.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    flags.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default auto)")
     flags.add_argument("--samples", metavar="FILE", help="prompts for sample grids, as sample --from-file takes them")
     flags.add_argument("--every", type=int, metavar="N", help="steps between sample grids (default 500)")
     flags.add_argument("--tensorboard", action="store_true", help="write the figures for TensorBoard too")
@@ -122,12 +125,11 @@ def _tune(options: argparse.Namespace) -> int:
     jobs, screen = samples(options, recipe.seed), Screen()
     limits, found = _limits(options, screen), _pictures(options, recipe)  # the minutes begin here
     path = catalogue.find(options.model or recipe.model, "checkpoint", catalogue.places(options.models_dir))
-    base, pipeline = read_header(path), load(path, device=options.device, dtype="float32")
+    base, pipeline = read_header(path), load(path, device=options.device or "auto", dtype="float32")
     made = start(pipeline, recipe, found, options.out, resume=options.resume, limits=limits)
     screen.train(recipe.train, made.trainer, limits, _watchers(options, screen, made.trainer, lambda: made, jobs))
     if options.export:
         say(write(made, base, options.export, overwrite=options.overwrite))
-    say(f"step {made.trainer.step} of {recipe.optim.steps}: {options.out}")
     return 0
 
 
@@ -156,7 +158,11 @@ class Screen:
         limits.seen = seen
         with Bar(what, False, trainer.numbers.steps, done=trainer.step, long=True) as self.bar, _in_good_order(trainer):
             limits.bar = self.bar.shown
+            first = trainer.step
             train(trainer, limits)
+        if trainer.step == first < trainer.numbers.steps and limits.minutes:
+            self.say(f"no step was made: the {limits.minutes:g} minutes were over before: give more --minutes")
+        self.say(f"step {trainer.step} of {trainer.numbers.steps}: {trainer.folder}")
 
 
 @contextmanager
@@ -237,7 +243,7 @@ def _stage(options: argparse.Namespace) -> int:
     jobs, screen = samples(options, recipe.seed), Screen()
     limits, composer = _limits(options, screen), load_composer(recipe, options.data)
     path = catalogue.find(options.model, "checkpoint", catalogue.places(options.models_dir)) if options.model else None
-    place = Place(device_named(options.device), load(path, device="cpu", dtype="float32") if path else None)
+    place = Place(device_named(options.device or "auto"), load(path, device="cpu", dtype="float32") if path else None)
     trainer = stage_trainer(options.stage, recipe, composer, options.out, resume=options.resume, limits=limits, place=place)
     run = partial(sampled, trainer, recipe, options.out)
     screen.train(options.stage, trainer, limits, _watchers(options, screen, trainer, run, jobs))

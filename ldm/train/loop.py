@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from ldm.errors import LdmError, NumericError
+from ldm.errors import NumericError
 from ldm.runtime.retry import named
 from ldm.train.optim import EMA, build_optimizer, learning_rate
 from ldm.train.sealed import UNWRITTEN, WHOLE
-from ldm.train.state import load_state, optimizer_tensors, part, restore_optimizer, save_state
+from ldm.train.state import OTHER, load_state, optimizer_tensors, part, restore_optimizer, save_state
 from ldm.train.watching import Attempts, append
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LOSS, PICTURES = "loss", "pictures"  # figures of a step
 SMALLER = "take a smaller optim.batch with a larger optim.accumulate or, for a UNet or a LoRA, checkpointing = true"
+TICK = 1e-9  # seconds: on a coarse clock a step takes none
 SELDOM = 20  # times as long as a state takes to write, which is 41 GB for SDXL's UNet, passes before the next
 
 
@@ -71,22 +72,24 @@ class Trainer:
         say: Callable[[str], None] = lambda _: None,
         *,
         origin: str = "",
+        why: str = OTHER,
         shard: int = WHOLE,
         precision: Precision = "float32",
     ) -> None:
         self.task, self.numbers, self.folder, self.say = task, numbers, folder, say
-        self.origin, self.shard = origin, shard
+        self.origin, self.why, self.shard = origin, why, shard
         device = next(task.module.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=precision == "float16")  # a half's gradients would vanish
         self.optimizer = build_optimizer(task.module, numbers)
         self.ema = EMA(task.module, numbers.ema)
         self.attempts = Attempts(say)
         self.step = 0
+        self.saved: int | None = None  # the step of the newest whole state
         self.whole = True  # weights, average and optimiser are of one step
 
     def resume(self) -> bool:
         """Continue from the newest whole state; False when there is none."""
-        found = load_state(self.folder, self.say, self.origin)
+        found = load_state(self.folder, self.say, self.origin, self.why)
         if found is None:
             self.say(f"no state in {self.folder}: from step 0")
             return False
@@ -98,6 +101,7 @@ class Trainer:
         scaler = {name: int(value) if name in whole else float(value) for name, value in part(tensors, "scaler.").items()}
         if scaler:
             self.scaler.load_state_dict(scaler)
+        self.saved = self.step
         return True
 
     def save(self) -> list[Path]:
@@ -106,7 +110,9 @@ class Trainer:
         parts["scaler"] = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.scaler.state_dict().items()}
         tensors = {f"{name}.{key}": value for name, values in parts.items() for key, value in values.items()}
         with named(f"saving step {self.step}", SMALLER):
-            return save_state(self.folder, self.step, tensors, self.shard, self.origin)
+            files = save_state(self.folder, self.step, tensors, self.shard, self.origin)
+        self.saved = self.step
+        return files
 
     def advance(self) -> dict[str, float]:
         """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied.
@@ -131,7 +137,9 @@ class Trainer:
         scaled = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         if not math.isfinite(value) or not (math.isfinite(norm) or scaled):
             earlier = f"if that comes to the same, first remove the newest state from {self.folder}"
-            raise NumericError(f"step {self.step}: loss {value}, gradient norm {norm}: lower the learning rate and resume; {earlier}")
+            half = ", or begin anew with precision bfloat16 or float32" if self.scaler.is_enabled() else ""
+            said = f"step {self.step}: loss {value}, gradient norm {norm}"
+            raise NumericError(f"{said}: lower the learning rate and resume{half}; {earlier}")
         self.whole = False
         self.scaler.step(self.optimizer)
         increment_version(list(self.task.module.parameters()))  # a fused step does not, and what is kept of weights goes by it
@@ -194,13 +202,15 @@ def _rescue(trainer: Trainer, records: list[dict[str, float]], pace: Pace, log: 
     """As `_end` on the way of an error, which another one does not hide."""
     try:
         _end(trainer, records, pace, log)
+    except Exception as error:
+        say(f"the state of step {trainer.step} is not saved: {error}")
+    else:
         say(f"the state of step {trainer.step} is in {trainer.folder}")
-    except LdmError as error:
-        say(str(error))
 
 
 def _end(trainer: Trainer, records: list[dict[str, float]], pace: Pace, say: Callable[[str], None]) -> None:
-    trainer.save()
+    if trainer.saved != trainer.step:
+        trainer.save()
     if records:
         _log(trainer, records, pace, say)
 
@@ -216,7 +226,7 @@ class Pace:
 
     def pictures(self) -> float:
         """A second."""
-        return self.seen / (time.monotonic() - self.begun)
+        return self.seen / max(time.monotonic() - self.begun, TICK)
 
     def minutes(self, steps: int) -> float:
         """For so many steps more."""

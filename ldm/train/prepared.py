@@ -9,10 +9,12 @@ import hashlib
 import math
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +30,7 @@ from ldm.train.cache import fingerprint
 from ldm.train.data import to_tensor
 from ldm.train.fitting import Fit, Size, fit, sizes
 from ldm.train.recipe import PicturesRecipe
-from ldm.train.sealed import seal, unseal_made_by
+from ldm.train.sealed import read_note, seal, unseal_made_by
 from ldm.train.watching import counter
 
 if TYPE_CHECKING:
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Kept = tuple[dict[str, Any], dict[str, Tensor]]  # the note and the tensors
 RECORD = "latents.json"  # in the folder of a run
-BEGUN = "begun.json"  # there too: what was encoded when a run was stopped before its first step
+BEGUN = "begun-*.json"  # there too: what was encoded of latents that are not whole yet
+PAUSE = 120.0  # seconds from one of these to the next
 SHOWN = 20  # pictures that were left out, said one by one
 
 
@@ -84,21 +87,27 @@ def prepare(
     source = hashlib.sha256(repr((fingerprint(vae.state_dict()), recipe, seed, files, "on white")).encode()).hexdigest()
     record = folder / RECORD
     kept = unseal_made_by(record, source)
-    with Latents(folder / BEGUN, source, vae, late, say).kept() as latent:
-        note, tensors = kept or _encode(found.examples, latent, recipe, seed, say)
+    if kept is None:
+        with Latents(folder, source, vae, late, say).kept() as latent:
+            kept = _encode(found.examples, latent, recipe, seed, say)
+            made = _prepared(folder, found, kept, vae, say)
+            check(made.decided())
+            sweep(folder)
+            seal(record, kept[1], {"source": source, **kept[0]})
+    else:
+        made = _prepared(folder, found, kept, vae, say)
+    discard(folder)
+    return made
+
+
+def _prepared(folder: Path, found: Found, kept: Kept, vae: VAE, say: Say) -> Prepared:
+    note, tensors = kept
     used = [found.examples[at] for at in note["used"]]
     skipped = tell(found, note["skipped"], note["notes"], len(used), say)
     scale = vae.shape.scale
     z = [tensors[f"z.{at}"].float() * scale for at in range(len(used))]
     words, keep = [each.caption for each in used], [each.keep for each in used]
-    made = Prepared(z, tensors["numbers"], words, keep, repeated(used), skipped, folder)
-    if kept is None:
-        check(made.decided())
-        sweep(folder)
-        seal(record, tensors, {"source": source, **note})
-        for file in folder.glob("begun.*"):
-            file.unlink()
-    return made
+    return Prepared(z, tensors["numbers"], words, keep, repeated(used), skipped, folder)
 
 
 def composed(pictures: Pictures) -> Prepared:
@@ -123,30 +132,55 @@ def _mark(example: Example) -> tuple[object, ...]:
 
 
 class Latents:
-    """Of pictures, by their number in the source; those that an earlier attempt has left in `record` are not made again."""
+    """Of pictures, by their number in the source; those that an earlier attempt has left in `folder` are not made again."""
 
-    def __init__(self, record: Path, source: str, vae: VAE, late: Callable[[], bool], say: Say) -> None:
-        self.record, self.source, self.vae, self.late, self.say = record, source, vae, late, say
-        self.made: dict[str, Tensor] = {}
+    def __init__(self, folder: Path, source: str, vae: VAE, late: Callable[[], bool], say: Say) -> None:
+        self.folder, self.source, self.vae, self.late, self.say = folder, source, vae, late, say
+        self.made: dict[str, Tensor] = {}  # the first `stored` of them are on disk
+        self.stored, self.due = 0, time.monotonic() + PAUSE
 
     def __call__(self, at: int, picture: Image.Image) -> Tensor:
         if str(at) not in self.made:
             if self.late():
                 raise LdmError("stopped before all pictures were encoded: give the same command again, with more --minutes")
             self.made[str(at)] = _latent(self.vae, picture)
+            if time.monotonic() >= self.due:
+                self.store()
         return self.made[str(at)]
+
+    def store(self) -> None:
+        """Write what is new beside what is stored, which stays as it is: a kill amid it costs no more than this."""
+        new = dict(islice(self.made.items(), self.stored, None))
+        if new:
+            seal(self.folder / BEGUN.replace("*", f"{int(list(new)[-1]):08}"), new, {"source": self.source})
+        self.stored, self.due = len(self.made), time.monotonic() + PAUSE
 
     @contextmanager
     def kept(self) -> Iterator[Latents]:
         """Where the block fails or is stopped, what it has made is kept for the next attempt."""
-        _, self.made = unseal_made_by(self.record, self.source) or ({}, {})
+        for record in sorted(self.folder.glob(BEGUN)):
+            found = unseal_made_by(record, self.source)
+            self.made |= found[1] if found else {}
+        self.stored = len(self.made)
         try:
             yield self
         except BaseException:  # a signal too
-            if self.made:
-                seal(self.record, self.made, {"source": self.source})
-                self.say(f"encoded pictures that are kept in {self.record.parent} for the same command: {len(self.made):,}")
+            try:
+                self.store()
+            except LdmError as error:  # does not hide why it ended
+                self.say(str(error))
+            if self.stored:
+                self.say(f"encoded pictures that are kept in {self.folder} for the same command: {self.stored:,}")
             raise
+
+
+def discard(folder: Path) -> None:
+    """Remove what was stored on the way to latents that are whole, the record after the files that it names."""
+    for record in folder.glob(BEGUN):
+        note = read_note(record)
+        for name in (*note["files"], record.name) if note else ():
+            with suppress(OSError):
+                record.with_name(Path(name).name).unlink(missing_ok=True)
 
 
 def _encode(examples: Sequence[Example], latent: Latents, recipe: PicturesRecipe, seed: int, say: Say) -> Kept:
@@ -157,25 +191,29 @@ def _encode(examples: Sequence[Example], latent: Latents, recipe: PicturesRecipe
     notes = Counter[str]()
     numbers: list[list[float]] = []
     done = counter("encoding pictures", len(examples), say)
-    for at, picture, place in opened(examples, recipe, seed, skipped, notes):
+    for at, picture, place in opened(examples, recipe, seed, skipped, notes, done):
         tensors[f"z.{len(used)}"] = latent(at, cut(picture, place))
         used.append(at)
         numbers.append([float(number) for number in place.numbers])
-        done(at)
-    done(len(examples))
     tensors["numbers"] = torch.tensor(numbers, dtype=torch.float32).reshape(-1, 6)
     return {"used": used, "skipped": skipped, "notes": notes}, tensors
 
 
 def opened(
-    examples: Sequence[Example], recipe: PicturesRecipe, seed: int, skipped: list[str], notes: Counter[str]
+    examples: Sequence[Example],
+    recipe: PicturesRecipe,
+    seed: int,
+    skipped: list[str],
+    notes: Counter[str],
+    done: Callable[[int], None] = lambda _: None,
 ) -> Iterator[tuple[int, Image.Image, Fit]]:
     """Number, pixels and place of every picture that can be opened; of the others a line goes to `skipped`.
 
-    `notes` counts what was done to pictures that are not as training takes them.
+    `notes` counts what was done to pictures that are not as training takes them; `done` is told how many have been seen to.
     """
     buckets = sizes(recipe.size**2, recipe.step)
     for at, example in enumerate(examples):
+        done(at)
         try:
             whole = example.open()
             picture = whole.rgb
@@ -187,6 +225,7 @@ def opened(
             continue
         notes.update(re.sub(r"it has \d+ frames", "it has several frames", note) for note in whole.notes)
         yield at, picture, place
+    done(len(examples))
 
 
 def cut(picture: Image.Image, place: Fit) -> Image.Image:

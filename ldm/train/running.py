@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -18,10 +19,11 @@ from ldm.checkpoint.leftovers import TEXT_PROJECTION
 from ldm.checkpoint.licences import carried
 from ldm.checkpoint.loading import DTYPES
 from ldm.checkpoint.lora import lora_items
-from ldm.checkpoint.safetensors import Header
+from ldm.checkpoint.safetensors import Header, stamp
 from ldm.checkpoint.writer import HASH, Item, save, tensor_items
-from ldm.errors import InputError
-from ldm.runtime.retry import named
+from ldm.errors import FileError, InputError
+from ldm.ops.conv import let_go
+from ldm.runtime.retry import free_unused, named
 from ldm.train.loop import Task, Trainer
 from ldm.train.sealed import writing
 from ldm.train.state import OTHER, refuse_other
@@ -70,18 +72,22 @@ class Run:
 
     @contextmanager
     def averaged(self) -> Iterator[Pipeline]:
-        """The pipeline with the moving average in the place of the weights."""
-        own = self.task.module.state_dict()
-        kept = {name: value.clone() for name, value in own.items()}
-        with torch.no_grad():
-            for name, value in self.trainer.ema.mean.items():
-                own[name].copy_(value)
+        """The pipeline with the moving average in the place of the weights; what the pictures keep in memory is let go after them."""
+        own, mean = self.task.module.state_dict(keep_vars=True), self.trainer.ema.mean
         try:
+            _exchange((own[name], mean[name]) for name in mean)
             yield self.pipeline
         finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    own[name].copy_(value)
+            _exchange((own[name], mean[name]) for name in reversed(mean))
+            for network in (self.pipeline.unet, self.pipeline.vae, *self.pipeline.towers):
+                let_go(network.parameters())
+            free_unused()
+
+
+def _exchange(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """One for the other where they lie, without a copy: no memory is needed that could run out."""
+    for one, other in pairs:
+        one.data, other.data = other.data, one.data
 
 
 def start(pipeline: Pipeline, recipe: TuneRecipe, found: Found, folder: Path, *, resume: bool, limits: Limits) -> Run:
@@ -136,7 +142,7 @@ def task_of(
         from ldm.train.matching import MatchingTask
 
         return MatchingTask(pipeline.family, pipeline.towers, data, recipe)
-    return TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe)
+    return TuneTask(pipeline.family, pipeline.unet, pipeline.towers, data, recipe, limits.say)
 
 
 def _settled(recipe: TuneRecipe) -> str:
@@ -182,6 +188,7 @@ def write(run: Run, base: Header, path: Path, *, overwrite: bool = False) -> str
     if lora is not None and isinstance(run.task, TuneTask):
         items, said = lora_items(pairs(run.task.adapted, mean), torch.float16), lora_metadata(run, run.task, lora)
     else:
+        _bytes(base, 0, 0)  # before a long file is begun
         items, said = [*_replaced(base, run.task.official(mean)), *_markers(run.recipe, base)], model_metadata(run, base)
     with writing(path, f"make room, or give another --export, and --resume: the run is in {run.trainer.folder}"):
         save(path, items, {**said, **carried([base])}, overwrite=overwrite, digest=True)
@@ -206,13 +213,20 @@ def _markers(recipe: TuneRecipe, base: Header) -> Iterator[Item]:
 def _copied(base: Header, name: str) -> Item:
     """A tensor with the bytes that it has in the file."""
     entry = base.tensors[name]
+    return Item(name, entry.dtype, entry.shape, lambda: _bytes(base, entry.start, entry.end))
 
-    def data() -> bytes:
+
+def _bytes(base: Header, start: int, end: int) -> bytes:
+    """Of the model's file. Raises FileError where it is gone, or of another size or date than when the run began."""
+    try:
         with base.path.open("rb") as file:
-            file.seek(entry.start)
-            return file.read(entry.end - entry.start)
-
-    return Item(name, entry.dtype, entry.shape, data)
+            if stamp(os.fstat(file.fileno()))[2:] == base.stamp[2:]:
+                file.seek(start)
+                return file.read(end - start)
+        why = "it was changed since the run began"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise FileError(f"{base.path}: {why}: put the model back, or say with -m where it is, and --resume: the state is saved", "E3009")
 
 
 def model_metadata(run: Run, base: Header) -> dict[str, str]:

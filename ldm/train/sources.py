@@ -65,7 +65,7 @@ class Found:
         """Add an example, or its line to `skipped` where it cannot be made."""
         try:
             self.examples.append(make())
-        except (InputError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (InputError, *UNREADABLE, KeyError, TypeError, RecursionError) as error:
             self.skipped.append(f"{name}: {str(error)[:200]}")
         if len(self.examples) > MOST:
             raise InputError(f"more than {MOST:,} pictures: split the source")
@@ -135,11 +135,7 @@ def folder(path: Path, suffixes: Sequence[str] = CAPTIONS, words: str | None = N
 
 def _files(path: Path, deep: bool, skipped: list[str]) -> Iterator[Path]:
     """All files of a folder, its list first, then by name; links to folders are not followed, and what cannot be read goes to `skipped`."""
-
-    def missed(error: OSError) -> None:
-        skipped.append(f"{error.filename}: cannot be read ({error.strerror})")
-
-    for base, folders, names in os.walk(path, onerror=missed):
+    for base, folders, names in os.walk(path, onerror=lambda error: skipped.append(f"{error.filename}: cannot be read ({error.strerror})")):
         folders[:] = sorted(folders) if deep else []
         yield from (Path(base) / name for name in sorted(names, key=lambda name: (name != LIST, name)))
 
@@ -218,7 +214,7 @@ def tar(path: Path) -> Found:
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
         members, end = _members(archive, file)
         if end is not None and not members:
-            raise tarfile.ReadError(f"damaged at byte {end}")
+            raise tarfile.ReadError(f"damaged, or another archive begins, at byte {end}")
 
         def leave(name: str, why: str) -> None:
             found.skipped.append(f"{path.name}:{name}: {why}")
@@ -226,12 +222,12 @@ def tar(path: Path) -> Found:
         for key, picture, beside in _pairs(_parted(members, leave), leave):
             found.take(f"{path.name}:{key}", partial(_member, path, archive, picture, beside))
     if end is not None:
-        found.skipped.append(f"{path.name}: damaged at byte {end}: what follows is left out")
+        found.skipped.append(f"{path.name}: damaged, or another archive begins, at byte {end}: what follows is left out")
     return found
 
 
 def _members(archive: tarfile.TarFile, file: BinaryIO) -> tuple[list[tarfile.TarInfo], int | None]:
-    """The files in it that are whole, and the byte at which it is cut or damaged, where it is: tarfile takes most of that for the end."""
+    """Its whole files and links, and the byte at which it is cut or damaged, where it is: tarfile takes most of that for the end."""
     members: list[tarfile.TarInfo] = []
     size = os.fstat(file.fileno()).st_size
     try:
@@ -239,7 +235,7 @@ def _members(archive: tarfile.TarFile, file: BinaryIO) -> tuple[list[tarfile.Tar
             past = member.isreg() and not member.issparse() and member.offset_data + member.size > size
             if past or member.size < 0:  # what a negative size leads back to would be read for ever
                 return members, member.offset
-            members += [member] if member.isreg() else []
+            members += [member] if member.isreg() or member.issym() or member.islnk() else []
         file.seek(archive.offset)
         behind = any(part.strip(b"\0") for part in iter(partial(file.read, 2**20), b""))
     except UNREADABLE:
@@ -254,6 +250,9 @@ def _parted(members: Sequence[tarfile.TarInfo], leave: Callable[[str, str], None
         home, slash, name = member.name.removeprefix("./").rpartition("/")
         stem, dot, suffix = name.rpartition(".")
         kind, beside = dot + suffix.lower(), parts.setdefault(home + slash + stem, {})
+        if kind in PICTURES and not member.isreg():
+            leave(member.name, "a link: put the picture itself in its place")
+            continue
         if kind in UNREAD:
             leave(member.name, f"{kind} is not read: convert it to PNG, JPEG, WebP or AVIF")
         if kind in PICTURES and kind in beside:
@@ -292,5 +291,7 @@ def _member(path: Path, archive: tarfile.TarFile, picture: tarfile.TarInfo, besi
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
-    file = archive.extractfile(member)
-    return b"" if file is None else file.read(limit + 1)
+    file = archive.extractfile(member) if member.isreg() else None  # tarfile looks through the whole archive for what a link means
+    if file is None:
+        raise InputError(f"its caption {member.name} is a link: put the text itself in its place")
+    return file.read(limit + 1)

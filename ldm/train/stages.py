@@ -17,10 +17,10 @@ from ldm.models.clip import CLIPText
 from ldm.models.shapes import Family, load_family
 from ldm.models.unet import UNet
 from ldm.models.vae import VAE
-from ldm.train.cache import PICTURES, STAGES, Pictures, built_on, load_pictures, pictures
+from ldm.train.cache import PICTURES, STAGES, Pictures, built_on, pictures
 from ldm.train.data import Composer, load_things
 from ldm.train.loop import Limits, Task, Trainer, train
-from ldm.train.state import load_mean, part, refuse_other
+from ldm.train.state import OTHER_STAGES, load_mean, part, refuse_other
 from ldm.train.towers import initialise as start_tower
 from ldm.train.vae import initialise as start_vae
 from ldm.train.vae import vae_task
@@ -58,7 +58,8 @@ def stage_trainer(
     origin = built_on(out, stage)
     refuse_other(out / stage, origin)  # before pictures are encoded for what cannot go on
     task, numbers = Stages(recipe, composer, out, limits.say, place or Place(torch.device("cpu"))).task(stage)
-    trainer = Trainer(task, numbers, out / stage, limits.say, origin=origin, shard=limits.shard, precision=recipe.precision)
+    told = {"origin": origin, "why": OTHER_STAGES}
+    trainer = Trainer(task, numbers, out / stage, limits.say, **told, shard=limits.shard, precision=recipe.precision)
     resumed = resume and trainer.resume()
     count = sum(parameter.numel() for parameter in task.module.parameters())
     limits.say(f"{stage}: {count:,} values, {'resumed at' if resumed else 'from'} step {trainer.step}")
@@ -74,12 +75,10 @@ def sampled(trainer: Trainer, recipe: Recipe, out: Path) -> Run:
     task = trainer.task
     if not isinstance(task, TuneTask):
         raise InputError(f"samples of the stage {trainer.folder.name}: only the stage unet makes pictures: leave them out")
-    mean = load_mean(out / "vae")
-    family = replace(task.family, vae=replace(task.family.vae, scale=load_pictures(out, mean).scale))
-    vae = VAE(family.vae)
-    vae.load_state_dict(mean)
-    towers = trained_towers(family, load_mean(out / "towers"), task.device)
-    return Run(Pipeline(family, task.unet, vae.to(task.device), towers, source=recipe.family), task.recipe, task, trainer)
+    vae = VAE(task.family.vae)
+    vae.load_state_dict(load_mean(out / "vae"))
+    model = Pipeline(task.family, task.unet, vae.to(task.device), list(task.words.towers), source=recipe.family)
+    return Run(model, task.recipe, task, trainer)
 
 
 def trained_towers(family: Family, mean: dict[str, Tensor], device: torch.device) -> list[CLIPText]:
@@ -122,7 +121,8 @@ class Stages:
         if stage == "unet":
             from ldm.train.unet import unet_task
 
-            return unet_task(self.family, self.first_unet(), self.towers, self.pictures, self.recipe), self.recipe.unet.optim
+            family = replace(self.family, vae=replace(self.family.vae, scale=self.pictures.scale))  # as the model will have it
+            return unet_task(family, self.first_unet(), self.towers, self.pictures, self.recipe, self.say), self.recipe.unet.optim
         raise InputError(f"unknown stage {stage!r}: the stages are {', '.join(STAGES)}")
 
     def check(self) -> None:

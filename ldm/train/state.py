@@ -31,7 +31,7 @@ def save_state(folder: Path, step: int, tensors: dict[str, Tensor], shard: int =
     `origin`: of what run it is. Raises LdmError where the disk fails, which says what state is left.
     """
     record = folder / f"state-{step:08}.json"
-    last = max((each.stem for each in folder.glob("state-*.json") if each != record), default="")
+    last = max((each.stem for each in folder.glob("state-*.json") if each.stem <= record.stem), default="")
     remedy = f"make room, then continue with --resume from {last}" if last else "make room, then begin again: no state was written before"
     files = seal(record, tensors, {"step": step, "origin": origin}, shard, remedy)
     kept = sorted(each.stem for each in folder.glob("state-*.json") if each.stem <= record.stem)[-KEPT:]

@@ -107,7 +107,15 @@ def load_tuning(path: Path) -> TuneRecipe:
 class TuneTask:
     """The loss of the prediction at a uniformly drawn training step; everything random is drawn from (seed, step)."""
 
-    def __init__(self, family: Family, unet: UNet, towers: Sequence[CLIPText], data: Prepared, recipe: TuneRecipe) -> None:
+    def __init__(
+        self,
+        family: Family,
+        unet: UNet,
+        towers: Sequence[CLIPText],
+        data: Prepared,
+        recipe: TuneRecipe,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         from ldm.train.adapting import adapt, first_values, gathered
         from ldm.train.words import Words
 
@@ -118,7 +126,7 @@ class TuneTask:
         self.adapted = adapt(unet, towers, recipe.lora) if recipe.lora is not None else {}
         first_values(self.adapted, recipe.seed)
         self.module: nn.Module = gathered(self.adapted).to(self.device) if self.adapted else unet.requires_grad_(True)
-        self.words = Words(towers, data.captions, data.keep, live=learning, folder=data.folder)
+        self.words = Words(towers, data.captions, data.keep, live=learning, folder=data.folder, say=say)
         self.batches = Batches(data.buckets(), recipe.optim.batch, recipe.seed)
         self.sigmas = SigmaTable("float64", zero_terminal=recipe.zero_terminal or family.zero_terminal).sigmas
         if recipe.checkpointing:

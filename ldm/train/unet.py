@@ -14,7 +14,7 @@ from ldm.train.recipe import PicturesRecipe
 from ldm.train.tune import LossRecipe, TuneRecipe, TuneTask
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ldm.models.clip import CLIPText
     from ldm.models.shapes import Family
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from ldm.train.recipe import Recipe
 
 
-def unet_task(family: Family, unet: UNet, towers: Sequence[CLIPText], pictures: Pictures, recipe: Recipe) -> TuneTask:
+def unet_task(
+    family: Family,
+    unet: UNet,
+    towers: Sequence[CLIPText],
+    pictures: Pictures,
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda _: None,
+) -> TuneTask:
     settings = recipe.unet
     whole = TuneRecipe(
         *("unet", recipe.seed, recipe.precision, PicturesRecipe(recipe.data.size, recipe.data.step), settings.optim),
@@ -30,7 +37,7 @@ def unet_task(family: Family, unet: UNet, towers: Sequence[CLIPText], pictures: 
         loss=LossRecipe(settings.weighting, settings.gamma, settings.huber, settings.dropout),
         checkpointing=settings.checkpointing,
     )
-    return TuneTask(family, unet, towers, composed(pictures), whole)
+    return TuneTask(family, unet, towers, composed(pictures), whole, say)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ldm.errors import InputError, LdmError
+from ldm.errors import InputError, LdmError, MemoryNeedError
 from ldm.files import write_atomic
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Figures = dict[str, float]
 Watcher = Callable[["Trainer", Figures], object]
 Say = Callable[[str], None]
+SMALLER = "give smaller pictures, or fewer at once, in --samples"
 SECONDS = 10.0  # from one line that counts to the next
 
 
@@ -39,9 +40,10 @@ class Attempts:
             yield
         except (LdmError, OSError) as error:
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            if why != self.last:
+            kind = error.code if isinstance(error, MemoryNeedError) else why  # its amounts differ every time
+            if kind != self.last:
                 self.say(f"{what}: {why}; the run goes on")
-            self.last = why
+            self.last = kind
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -79,9 +81,11 @@ class Grids:
         self.run, self.jobs, self.every, self.attempts = run, jobs, every, Attempts(say)
 
     def __call__(self, trainer: Trainer, _figures: Figures) -> None:
+        from ldm.runtime.retry import named
+
         if trainer.step % self.every and trainer.step != trainer.numbers.steps:
             return
-        with self.attempts(f"no samples at step {trainer.step}"):
+        with self.attempts(f"no samples at step {trainer.step}"), named("making them", SMALLER):
             with self.run.averaged() as pipeline:
                 pictures = [picture for job in self.jobs for picture in pipeline.run(job).images]
             path = trainer.folder / "samples" / f"{trainer.step:08}.png"

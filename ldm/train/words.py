@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +14,13 @@ from ldm.text.prompt import chunks
 from ldm.text.tokenizer import encode, padded
 from ldm.train.cache import fingerprint
 from ldm.train.sealed import seal, unseal_made_by
+from ldm.train.watching import counter
 
 AT_ONCE = 64  # captions
 # Captions, and bytes, of features that are made before the first step; of more, those of a batch at its step.
 KEPT, HELD = 20_000, 2**32
 RECORD = "words.json"  # in the folder of a run
+Say = Callable[[str], None]
 
 
 class Words:
@@ -36,12 +38,13 @@ class Words:
         *,
         live: bool = False,
         folder: Path | None = None,
+        say: Say = lambda _: None,
     ) -> None:
         self.towers, self.captions, self.keep = towers, captions, keep
         self.learning = live
         texts = sorted({"", *captions})
         self.live = live or any(each is not None for each in keep) or len(texts) > KEPT or len(texts) * _size(towers) > HELD
-        made = {} if self.live else features(towers, texts, folder)
+        made = {} if self.live else features(towers, texts, folder, say)
         self._kept = {text: {name: values[at] for name, values in made.items()} for at, text in enumerate(texts if made else ())}
 
     def read(
@@ -57,23 +60,26 @@ class Words:
         return torch.stack([each["context"] for each in found]).float().to(device), torch.stack(pooled).to(device) if pooled else None
 
 
-def features(towers: Sequence[CLIPText], texts: Sequence[str], folder: Path | None) -> dict[str, Tensor]:
+def features(towers: Sequence[CLIPText], texts: Sequence[str], folder: Path | None, say: Say) -> dict[str, Tensor]:
     """context (N, 77, D) and pooled (N, P), if there is one, of all texts, on the CPU; from `folder` where these are kept there whole."""
     if folder is None:
-        return _made(towers, texts)
+        return _made(towers, texts, say)
     record, marks = folder / RECORD, [fingerprint(tower.state_dict()) for tower in towers]
     source = hashlib.sha256(repr((marks, list(texts))).encode()).hexdigest()
     kept = unseal_made_by(record, source)
     if kept is not None:
         return kept[1]
-    made = _made(towers, texts)
+    made = _made(towers, texts, say)
     seal(record, made, {"source": source})
     return made
 
 
 @torch.no_grad()
-def _made(towers: Sequence[CLIPText], texts: Sequence[str]) -> dict[str, Tensor]:
-    parts = [run(towers, texts[first : first + AT_ONCE]) for first in range(0, len(texts), AT_ONCE)]
+def _made(towers: Sequence[CLIPText], texts: Sequence[str], say: Say) -> dict[str, Tensor]:
+    parts, done = list[tuple[Tensor, Tensor | None]](), counter("encoding captions", len(texts), say)
+    for first in range(0, len(texts), AT_ONCE):
+        parts.append(run(towers, texts[first : first + AT_ONCE]))
+        done(min(first + AT_ONCE, len(texts)))
     context, pooled = [each[0].cpu() for each in parts], [each[1].cpu() for each in parts if each[1] is not None]
     return {"context": torch.cat(context)} | ({"pooled": torch.cat(pooled)} if pooled else {})
 

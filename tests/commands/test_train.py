@@ -61,7 +61,7 @@ def test_a_lora_is_written_as_others_read_it(tmp_path: Path, capsys: pytest.Capt
     assert main(words(tmp_path, "lora", "--export", str(file), "--samples", str(prompts), "--every", "2")) == 0
     said = capsys.readouterr().err
     assert "1 of 4 pictures are left out" in said and "broken.jpg" in said
-    assert "encoding pictures: 0/4\nencoding pictures: 4/4\n" in said
+    assert "encoding pictures: 0/4\nencoding pictures: 4/4\n" in said and "encoding captions: 0/4\nencoding captions: 4/4\n" in said
     with safe_open(file, "pt") as opened:
         told = opened.metadata()
     assert (told["ss_network_module"], told["ss_network_dim"], told["ss_steps"]) == ("networks.lora", "8", "3")
@@ -194,6 +194,8 @@ def test_a_file_that_exists_is_not_replaced_unasked(tmp_path: Path, capsys: pyte
         ("emoji", "--export x.safetensors -m FILE", "--model: without --stage"),
         ("emoji", "--export x.safetensors --shard-mib 5", "--shard-mib: without --stage"),
         ("emoji", "--export x.safetensors --tensorboard", "--tensorboard: without --stage"),
+        ("emoji", "--export x.safetensors --device nonsense", "--device: without --stage nothing is trained: leave it out"),
+        ("emoji", "--export x.safetensors --models-dir .", "--models-dir: without --stage"),
         ("emoji", "", "nothing to do: give --stage"),
     ],
 )
@@ -207,6 +209,31 @@ def test_what_has_no_effect_or_no_place_is_refused_before_a_model_is_loaded(
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"pictures", f"{name}.toml"}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "more"), [("lora", "train", ""), ("lora", "train", "--minutes 0"), ("emoji", "family", "--stage vae")]
+)
+@pytest.mark.usefixtures("pictures")
+def test_a_recipe_without_the_key_that_tells_its_kind(
+    name: str, key: str, more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(tmp_path, name, *more.split())
+    (tmp_path / f"{name}.toml").write_text(re.sub(rf"(?m)^{key} = .*\n", "", (tmp_path / f"{name}.toml").read_text()))
+    assert main(given) == 2
+    assert f"{name}.toml: missing key '{key}'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pictures")
+def test_where_the_time_is_over_before_a_step_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ((), ("--resume",)):
+        assert main(words(tmp_path, "vae", "--minutes", "1e-6", *more)) == 0
+        said = capsys.readouterr().err
+        assert "opening pictures: 0/4\nopening pictures: 4/4\n" in said
+        last = f"no step was made: the 1e-06 minutes were over before: give more --minutes\nstep 0 of 3: {tmp_path / 'run' / 'tune'}\n"
+        assert said.endswith(last)
+    assert main(words(tmp_path, "vae", "--minutes", "0", "--resume")) == 0
+    assert "no step was made" not in capsys.readouterr().err
 
 
 def test_grids_differ_by_the_weights_alone(tmp_path: Path) -> None:
@@ -230,7 +257,7 @@ class Writer:
         pass
 
 
-def test_stages_are_watched_as_other_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_are_watched_as_other_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tensorboard: Any = ModuleType("torch.utils.tensorboard")
     tensorboard.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
@@ -241,7 +268,9 @@ def test_stages_are_watched_as_other_runs_are(tmp_path: Path, monkeypatch: pytes
     run = ["train", str(recipe(tmp_path, "emoji")), "--data", str(tmp_path / "things"), "--out", str(tmp_path / "run"), "--tensorboard"]
     for stage in ("vae", "towers"):
         assert main([*run, "--stage", stage]) == 0
+        assert capsys.readouterr().err.endswith(f"step 3 of 3: {tmp_path / 'run' / stage}\n")
     assert main([*run, "--stage", "unet", "--samples", str(tmp_path / "prompts.txt"), "--every", "2"]) == 0
+    assert "encoding captions: 0/" in capsys.readouterr().err
     assert Writer.told == {stage: [1, 2, 3] for stage in ("vae", "towers", "unet")}
     assert [path.stem for path in sorted((tmp_path / "run" / "unet" / "samples").glob("*.png"))] == ["00000002", "00000003"]
     assert main(["train", "report", str(tmp_path / "run")]) == 0

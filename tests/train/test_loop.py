@@ -18,11 +18,11 @@ from ldm.errors import InputError, LdmError, MemoryNeedError, NumericError
 from ldm.models.shapes import Family
 from ldm.train import sealed
 from ldm.train.data import Composer
-from ldm.train.loop import Limits, Trainer, train
+from ldm.train.loop import Limits, Pace, Trainer, train
 from ldm.train.optim import EMA, build_optimizer, learning_rate
 from ldm.train.recipe import Optim, Recipe
-from ldm.train.stages import run_stage
-from ldm.train.state import load_state
+from ldm.train.stages import run_stage, stage_trainer
+from ldm.train.state import load_state, save_state
 
 
 class Line:
@@ -171,7 +171,7 @@ def test_what_is_not_finite_stays_out_of_the_log(recipe: Recipe, tmp_path: Path)
 
 def test_in_float16_gradients_that_are_never_finite_end_the_run(recipe: Recipe, tmp_path: Path) -> None:
     trainer = halves(Steep(0.0), replace(recipe.vae.optim, steps=100), tmp_path)
-    with pytest.raises(NumericError, match="step 16"):
+    with pytest.raises(NumericError, match=r"step 16: .*and resume, or begin anew with precision bfloat16 or float32; if"):
         train(trainer, Limits())
 
 
@@ -212,9 +212,7 @@ def test_a_run_that_diverged_goes_on_from_an_earlier_state(recipe: Recipe, tmp_p
     assert train(begun(1e-3), Limits()) == 6
 
 
-@pytest.mark.parametrize(
-    ("seconds", "took", "wanted"), [(0.0, 2.0, [*range(1, 10), 9]), (30.0, 0.01, [3, 6, 9, 9]), (30.0, 2.0, [3, 7, 9])]
-)
+@pytest.mark.parametrize(("seconds", "took", "wanted"), [(0.0, 2.0, [*range(1, 10)]), (30.0, 0.01, [3, 6, 9]), (30.0, 2.0, [3, 7, 9])])
 def test_states_that_take_long_to_write_are_written_seldom(
     seconds: float, took: float, wanted: list[int], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +221,7 @@ def test_states_that_take_long_to_write_are_written_seldom(
     trainer = Trainer(Line(), replace(recipe.vae.optim, steps=9), tmp_path)
 
     def save() -> list[Path]:
+        trainer.saved = trainer.step
         saved.append(trainer.step)
         clock[0] += took
         return []
@@ -313,6 +312,53 @@ def test_a_state_that_cannot_be_written_is_named_with_the_one_before_it(
         train(Trainer(Line(), recipe.vae.optim, tmp_path), Limits(save_seconds=0))
     assert caught.value.code == "E5001" and asked.count(path) == 1
     assert Trainer(Line(), recipe.vae.optim, tmp_path).resume() == bool(good)
+
+
+def test_a_state_that_is_there_is_not_written_again(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk a run at its end, which may be asked for its file alone, is in order."""
+    train(Trainer(Line(), recipe.vae.optim, tmp_path), Limits())
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sealed, "write_atomic", full)
+    trainer = Trainer(Line(), recipe.vae.optim, tmp_path)
+    assert trainer.resume() and train(trainer, Limits()) == 6
+    trainer.numbers = replace(trainer.numbers, steps=7)
+    with pytest.raises(LdmError, match="with --resume from state-00000006"):
+        train(trainer, Limits())
+
+
+def test_an_error_is_not_hidden_by_another_one_from_saving(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Line):
+        def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+            if step == 2:
+                raise RuntimeError("CUDA error: the first")
+            return super().loss(step)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA error: the second")
+
+    monkeypatch.setattr("ldm.train.loop.save_state", broken)
+    said: list[str] = []
+    with pytest.raises(RuntimeError, match="the first"):
+        train(Trainer(Broken(), recipe.vae.optim, tmp_path), Limits(say=said.append))
+    assert said == ["the state of step 2 is not saved: CUDA error: the second"]
+
+
+def test_a_state_of_a_stage_on_another_one_is_told_as_that(trained: Path, recipe: Recipe, composer: Composer) -> None:
+    """Also where it is met only because the newest one is damaged."""
+    (trained / "towers" / "state-00000006.safetensors").write_bytes(b"cut")
+    save_state(trained / "towers", 5, {"model.w": torch.zeros(1)}, origin="another")
+    with pytest.raises(InputError, match=r"state-00000005\.json: built on another VAE"):
+        stage_trainer("towers", recipe, composer, trained, resume=True, limits=Limits())
+
+
+def test_the_pace_can_be_told_on_a_clock_that_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.train.loop.time.monotonic", lambda: 1.0)
+    pace = Pace()
+    pace.add(4)
+    assert math.isfinite(pace.pictures()) and pace.minutes(10) == 0
 
 
 def test_without_a_state_a_run_that_goes_on_says_that_it_begins(recipe: Recipe, tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +22,13 @@ import ldm
 from ldm.catalogue import find
 from ldm.checkpoint.safetensors import Header, read_header
 from ldm.checkpoint.writer import save, tensor_items
+from ldm.commands.progress import Bar
+from ldm.commands.train import Screen
 from ldm.errors import InputError
 from ldm.pipeline import Pipeline
 from ldm.train.loop import Limits, train
 from ldm.train.recipe import Optim, PicturesRecipe
-from ldm.train.reconstructing import Windows
+from ldm.train.reconstructing import Windows, WindowsTask
 from ldm.train.running import Run, start, write
 from ldm.train.sources import Found, collect
 from ldm.train.tune import TowersRecipe, TuneRecipe, WindowsRecipe
@@ -66,8 +71,8 @@ def test_windows_lie_anywhere_in_pictures_of_one_bucket(found: Found) -> None:
     assert len(made.skipped) == 1 and "1 of 5 pictures are left out:" in said
     again, seen = Windows(found, recipe("vae"), 32, said.append), set()
     for step in range(60):
-        batch = made.batch(step)
-        assert np.array_equal(batch, again.batch(step))
+        batch, none = made.batch(step)
+        assert np.array_equal(batch, again.batch(step)[0]) and not none
         assert batch.shape[1:] in {(32, 32, 3), (32, 16, 3)}
         seen |= {(each[0, 0, 0], each[0, 0, 1]) for each in batch if each[0, 0, 2] < 2}  # of the first, which is not scaled
         for each in batch:
@@ -77,10 +82,30 @@ def test_windows_lie_anywhere_in_pictures_of_one_bucket(found: Found) -> None:
     assert min(lefts) < 8 and max(lefts) > 24 and len(seen) > 15
     (found.examples[0].path.parent / "0.png").rename(found.examples[0].path.parent / "away")
     try:
-        lost = [step for step in range(4) if len(made.batch(step)) < len(again.batches.rows(step))]
+        lost = [made.batch(step)[1] for step in range(4) if len(made.batch(step)[0]) < len(again.batches.rows(step))]
     finally:
         (found.examples[0].path.parent / "away").rename(found.examples[0].path)
-    assert lost and any("left out of batch" in line for line in said)
+    assert lost and all("0.png" in line for lines in lost for line in lines)
+    assert said[:2] == ["opening pictures: 0/5", "opening pictures: 5/5"]
+
+
+def test_processes_make_batches_and_the_run_itself_speaks(
+    box: Pipeline, found: Found, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = Screen()
+    shutil.copytree(found.examples[0].path.parent, tmp_path / "in")
+    task = WindowsTask(box.family, copy.deepcopy(box.vae), collect(tmp_path / "in"), recipe("vae"), WINDOWS, screen.say)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Bar("vae", False, 3, long=True) as screen.bar:
+        assert screen.bar.bar is not None
+        batch = pickle.loads(pickle.dumps(task.data.batch))  # as a process is given it that is not forked
+        (tmp_path / "in" / "0.png").unlink()
+        capsys.readouterr()
+        lost = next(step for step in range(4) if batch(step)[1])
+        assert not capsys.readouterr().err
+        assert np.array_equal(batch(lost)[0], task.batch(lost))
+        assert f"left out of batch {lost}: " in capsys.readouterr().err
 
 
 CASES = [

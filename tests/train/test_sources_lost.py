@@ -32,19 +32,27 @@ def png(colour: str = "red") -> bytes:
     return made.getvalue()
 
 
+def sized(name: str, content: bytes) -> tuple[tarfile.TarInfo, io.BytesIO]:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    return member, io.BytesIO(content)
+
+
 def packed(path: Path, files: Mapping[str, bytes] | Sequence[tuple[str, bytes]]) -> list[tarfile.TarInfo]:
     """Write a shard; its members as they lie in it."""
     with tarfile.open(path, "w") as archive:
         for name, content in files.items() if isinstance(files, Mapping) else files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+            archive.addfile(*sized(name, content))
     with tarfile.open(path) as archive:
         return archive.getmembers()
 
 
 def pairs(path: Path, count: int = 4) -> list[tarfile.TarInfo]:
     return packed(path, [(f"{k}.{kind}", png() if kind == "png" else b"cap %d" % k) for k in range(count) for kind in ("png", "txt")])
+
+
+def damaged(at: int) -> str:
+    return f"x.tar: damaged, or another archive begins, at byte {at}: what follows is left out"
 
 
 def test_a_damaged_header_is_said_with_all_that_follows(tmp_path: Path) -> None:
@@ -55,9 +63,9 @@ def test_a_damaged_header_is_said_with_all_that_follows(tmp_path: Path) -> None:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x7F]) + b"\0" * (end - at) + whole[max(at + 1, end) :])
         found = collect(path)
         assert said(found) == [("x.tar:0.png", "cap 0"), ("x.tar:1.png", "cap 1")]
-        assert found.skipped == [f"x.tar: damaged at byte {at}: what follows is left out"]
+        assert found.skipped == [damaged(at)]
     path.write_bytes(whole[:at] + b"\0" * 512 + whole[at + 512 :])  # zeros: tarfile takes them for the end
-    assert collect(path).skipped == [f"x.tar: damaged at byte {at}: what follows is left out"]
+    assert collect(path).skipped == [damaged(at)]
     path.write_bytes(whole.rstrip(b"\0") + b"\0" * 512)  # an end that is shorter, or absent, is none
     assert len(said(collect(path))) == 4 and not collect(path).skipped
 
@@ -77,7 +85,7 @@ def test_of_a_shard_that_is_cut_what_is_whole_is_kept(tmp_path: Path) -> None:
         assert said(found) == [(f"x.tar:{name}", f"cap {name[0]}" if f"{name[0]}.txt" in there else "") for name in there if "png" in name]
         end = min(next((m.offset for m in members if m.name not in there), last), length)
         between = (length == end and length % 512 == 0) or (len(there) == len(members) and length >= last)  # that is an end like any other
-        assert found.skipped == ([] if between else [f"x.tar: damaged at byte {end}: what follows is left out"])
+        assert found.skipped == ([] if between else [damaged(end)])
 
 
 def test_a_size_below_zero_is_damage(tmp_path: Path) -> None:
@@ -91,7 +99,7 @@ def test_a_size_below_zero_is_damage(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:at] + header + whole[at + 512 :])
     found = collect(path)
-    assert said(found) == [("x.tar:0.png", "")] and found.skipped == [f"x.tar: damaged at byte {at}: what follows is left out"]
+    assert said(found) == [("x.tar:0.png", "")] and found.skipped == [damaged(at)]
 
 
 def test_pictures_of_a_shard_are_examples_or_lines(tmp_path: Path) -> None:
@@ -117,6 +125,47 @@ def test_pictures_of_a_shard_are_examples_or_lines(tmp_path: Path) -> None:
     ]
     pictures = {each.name: each.open().rgb.getpixel((3, 3)) for each in found.examples}
     assert pictures["x.tar:twice.png"] == pictures["x.tar:IMG_2020.01.02.png"] == (0, 0, 255) and pictures["x.tar:n.png"] == (255, 0, 0)
+
+
+def test_links_of_a_shard_are_named(tmp_path: Path) -> None:
+    pairs(tmp_path / "x.tar", 1)
+    links = {"a.png": (tarfile.LNKTYPE, "0.png"), "b.JPG": (tarfile.SYMTYPE, "0.png"), "c.txt": (tarfile.SYMTYPE, "0.txt")}
+    with tarfile.open(tmp_path / "x.tar", "a") as archive:
+        for name, (kind, to) in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, to
+            archive.addfile(member)
+        archive.addfile(*sized("c.png", png()))
+    found = collect(tmp_path / "x.tar")
+    assert said(found) == [("x.tar:0.png", "cap 0")]
+    assert found.skipped == [
+        "x.tar:a.png: a link: put the picture itself in its place",
+        "x.tar:b.JPG: a link: put the picture itself in its place",
+        "x.tar:c: its caption c.txt is a link: put the text itself in its place",
+    ]
+
+
+def test_of_archives_in_one_file_the_first_is_read(tmp_path: Path) -> None:
+    end = pairs(tmp_path / "x.tar", 1)[-1].offset_data + 512
+    (tmp_path / "x.tar").write_bytes((tmp_path / "x.tar").read_bytes() * 2)
+    found = collect(tmp_path / "x.tar")
+    assert said(found) == [("x.tar:0.png", "cap 0")]
+    assert found.skipped == [damaged(end)]
+
+
+def test_a_sparse_caption_that_is_cut_costs_its_picture_alone(tmp_path: Path) -> None:
+    """Of GNU's old sparse files tarfile knows the length only when it reads them."""
+    packed(tmp_path / "x.tar", [("0.png", png()), ("0.txt", b"cap 0"), ("1.png", png())])
+    header = bytearray(sized("1.txt", b"")[0].tobuf(tarfile.GNU_FORMAT))
+    header[156:157] = tarfile.GNUTYPE_SPARSE
+    for at, number in ((124, 5000), (386, 0), (398, 5000), (483, 5000)):  # of bytes here; the offset and the length of the part; the whole
+        header[at : at + 12] = b"%011o\0" % number
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole.rstrip(b"\0") + b"\0" * (-len(whole.rstrip(b"\0")) % 512) + header + b"cut")
+    found = collect(tmp_path / "x.tar")
+    assert said(found) == [("x.tar:0.png", "cap 0")] and found.skipped[0] == "x.tar:1: unexpected end of data"
 
 
 def test_the_json_of_a_shard_has_a_limit_of_its_own(tmp_path: Path) -> None:

@@ -87,11 +87,15 @@ def test_stages_that_were_not_built_on_each_other_are_refused(trained: Path, rec
     export(longer, trained, tmp_path / "a.safetensors")
 
 
-def test_samples_on_the_way_are_those_of_the_model_to_be(trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path) -> None:
+def test_samples_on_the_way_are_those_of_the_model_to_be(
+    trained: Path, recipe: Recipe, composer: Composer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the VAE, the towers, the scale and the moving average that are exported, the UNet itself left as it was."""
     trainer = stage_trainer("unet", recipe, composer, trained, resume=True, limits=Limits())
     own = {name: value.clone() for name, value in trainer.task.module.state_dict().items()}
-    run = sampled(trainer, recipe, trained)
+    with monkeypatch.context() as patch:
+        patch.setattr("ldm.train.cache.whole", lambda _: pytest.fail("read again"))
+        run = sampled(trainer, recipe, trained)
     Grids(run, [Job("a circle", seed=3, steps=2)], 6, lambda _: None)(trainer, {})
     export(recipe, trained, tmp_path / "model.safetensors")
     model = ldm.load(tmp_path / "model.safetensors", device="cpu", dtype="float32")

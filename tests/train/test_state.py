@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,35 @@ def test_a_tensor_is_measured_once_for_all_shards() -> None:
 
     tensors = {str(at): Measured() for at in range(100)}
     assert [len(part) for part in sealed._shards(tensors, 500)] == [50, 50] and len(asked) == 100  # type: ignore[arg-type]
+
+
+def test_the_state_that_is_left_is_none_of_a_later_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (900, 5000, 1000):
+        save(tmp_path, step)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sealed, "write_atomic", full)
+    for step, left in ((950, 900), (1000, 1000), (1001, 1000)):
+        with pytest.raises(LdmError, match=f"with --resume from state-{left:08}"):
+            save(tmp_path, step)
+
+
+def test_tensors_of_all_kinds_are_read_once_into_their_places(tmp_path: Path) -> None:
+    floats = {str(dtype): torch.arange(6).view(2, 3).to(dtype).T for dtype in (torch.float64, torch.float16, torch.bfloat16, torch.bool)}
+    small = {"one": torch.tensor(3), "none": torch.zeros(0, 4), "bytes": torch.arange(7, dtype=torch.uint8)}
+    tensors = {**floats, **small, "large": torch.randn(2**20)}
+    (file,) = save_state(tmp_path, 1, tensors)
+    tracemalloc.start()
+    found = load_state(tmp_path, pytest.fail)
+    _, most = tracemalloc.get_traced_memory()  # torch's own is not among it
+    tracemalloc.stop()
+    assert found is not None and most < 2**20
+    assert found[1].keys() == tensors.keys()
+    assert all(found[1][name].dtype == value.dtype and torch.equal(found[1][name], value) for name, value in tensors.items())
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"U32"'))
+    assert load_state(tmp_path, lambda _: None) is None
 
 
 def test_a_full_disk_is_told_with_the_state_that_is_left(tmp_path: Path) -> None:

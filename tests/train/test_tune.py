@@ -19,6 +19,7 @@ from ldm.train.noising import Noising
 from ldm.train.prepared import Prepared, prepare
 from ldm.train.recipe import LoraRecipe, Optim, PicturesRecipe
 from ldm.train.sources import collect
+from ldm.train.state import load_state
 from ldm.train.tune import LossRecipe, TuneRecipe, TuneTask, load_tuning
 from ldm.train.words import Words, shuffled
 
@@ -420,6 +421,58 @@ def test_pictures_are_of_the_weights_as_they_are_now(box: Pipeline, folder: Path
     runs[1].task.module.load_state_dict(runs[0].task.module.state_dict())
     now = pictured(1)
     assert (pictured(0) - now).norm() < 1e-5 * now.norm() < 1e-2 * (before - now).norm()
+
+
+def test_samples_by_the_moving_average_leave_no_trace(box: Pipeline, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the state, nor in memory, of which the exchange takes none."""
+    from dataclasses import replace
+
+    from ldm.ops import conv
+    from ldm.runtime import graph
+    from ldm.train.running import start
+
+    forgotten: list[int] = []
+    monkeypatch.setattr(graph, "forget", lambda: forgotten.append(1))
+    made = recipe(optim=replace(OPTIM, lr=0.01, warmup=0))
+    runs = [start(own(box), made, collect(folder), tmp_path / name, resume=False, limits=Limits()) for name in "ab"]
+    runs[0].trainer.advance()
+    run, pipeline = runs[1], runs[1].pipeline
+    run.trainer.advance()
+    weights = [*pipeline.unet.parameters(), *pipeline.vae.parameters()]
+    learned, (name, mean) = dict(pipeline.unet.named_parameters()), next(iter(run.trainer.ema.mean.items()))
+    places = learned[name].data_ptr(), mean.data_ptr()
+    with pytest.raises(ZeroDivisionError), run.averaged():
+        assert (mean.data_ptr(), learned[name].data_ptr()) == places
+        pipeline.generate("a red thing", width=64, height=64, steps=1, seed=1)
+        assert conv.held(weights) > 0 and not forgotten
+        raise ZeroDivisionError
+    assert (learned[name].data_ptr(), mean.data_ptr()) == places and conv.held(weights) == 0 and forgotten
+    states = []
+    for each in runs:
+        each.trainer.advance()
+        each.trainer.save()
+        states.append(load_state(each.trainer.folder, pytest.fail))
+    assert states[0] is not None and states[1] is not None and states[0][1].keys() == states[1][1].keys()
+    assert all(torch.equal(value, states[1][1][name]) for name, value in states[0][1].items())
+
+
+def test_a_model_that_is_no_more_what_it_was_is_not_copied(box: Pipeline, folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from ldm.checkpoint.safetensors import read_header
+    from ldm.errors import FileError
+    from ldm.resources import weights
+    from ldm.train.running import start, write
+
+    file, there = weights() / "ldm-emoji.safetensors", tmp_path / "model.safetensors"
+    base = read_header(shutil.copyfile(file, there))
+    run = start(own(box), recipe(), collect(folder), tmp_path / "run", resume=False, limits=Limits())
+    write(run, base, tmp_path / "a.safetensors")
+    for change, why in ((lambda: there.write_bytes(file.read_bytes() + b"x"), "it was changed since"), (there.unlink, "No such file")):
+        change()
+        with pytest.raises(FileError, match=rf"model\.safetensors: {why}.*: put the model back, or say with -m where") as caught:
+            write(run, base, tmp_path / "b.safetensors")
+        assert caught.value.code == "E3009" and not (tmp_path / "b.safetensors").exists()
 
 
 def test_a_run_that_is_stopped_before_its_pictures_are_encoded_goes_on_with_them(

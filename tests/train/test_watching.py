@@ -15,10 +15,11 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from ldm.commands.train import Screen
-from ldm.errors import InputError, NumericError
+from ldm.errors import InputError, MemoryNeedError, NumericError
 from ldm.options import Job
 from ldm.train.loop import Limits, Trainer, train
 from ldm.train.recipe import Recipe
@@ -49,9 +50,9 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(
     screen.train("vae", trainer, Limits(say=screen.say, log_seconds=1e9), [tell])
     lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[[A-Z]", "", stream.getvalue()))
     drawn = [line for line in lines if line.startswith("vae: ")]
-    assert "a grid is made" in lines
+    assert {"a grid is made", f"step 500 of 500: {tmp_path}"} <= set(lines)
     assert bool(drawn) == stream.isatty()
-    said = [line.split()[1] for line in lines if line.startswith("step ")]
+    said = [line.split()[1] for line in lines if re.match("step [0-9]+/", line)]
     assert said == ([] if drawn else [f"{at}/500" for at in range(120, 501, 20)])
     if drawn:
         assert "| 100/500 [" in drawn[0] and len(drawn) < 200  # not one a step
@@ -132,8 +133,17 @@ def test_grids_that_cannot_be_made_are_said_once(tmp_path: Path, monkeypatch: py
         grids(trainer, {})
     failures.append(NumericError("not finite"))
     grids(trainer, {})
-    last = ("no samples at step 2: No space left on device", "no samples at step 3: not finite")
-    assert said == [f"{line}; the run goes on" for line in last]
+    for free in ("1.00 GiB", "0.99 GiB"):  # in the middle of a picture, or named by the pipeline already
+        failures[0] = torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate 9.56 GiB. GPU 0 has 80 GiB of which {free} is free")
+        grids(trainer, {})
+    failures[0] = MemoryNeedError("VAE decode: out of memory (3.00 GiB more asked for)", "E4002")
+    grids(trainer, {})
+    memory = "making them: out of memory (9.56 GiB more asked for, 1.00 GiB free): give smaller pictures, or fewer at once, in --samples"
+    last = [(2, "No space left on device"), (3, "not finite"), (3, memory)]
+    assert said == [f"no samples at step {step}: {why}; the run goes on" for step, why in last]
+    failures[0] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        grids(trainer, {})
 
 
 def test_steps_made_again_after_a_kill_count_once(tmp_path: Path) -> None:
