@@ -158,7 +158,7 @@ def f3(count: int | None = None) -> Figure:
 
 
 def f5(count: int | None = None) -> Figure:
-    """Loss or gradients that are not finite at a step: the run ends there with the state before it, which goes on."""
+    """Loss or gradients that are not finite at a step: the run ends there with the state before it, if there is one, and goes on."""
     count, drawn, good = 60 if count is None else count, random.Random(5), 0
     for _ in range(count):
         with tempfile.TemporaryDirectory() as name:
@@ -185,7 +185,7 @@ def _poisoned(folder: Path, at: int, value: float, *, in_gradient: bool) -> bool
     else:
         return False
     again = made_trainer(folder)
-    finite = again.resume() and all(bool(tensor.isfinite().all()) for tensor in again.task.module.state_dict().values())
+    finite = again.resume() == (at > 0) and all(bool(tensor.isfinite().all()) for tensor in again.task.module.state_dict().values())
     again.advance()  # of the step that failed, now without the fault
     return said and finite and again.step == at + 1
 
