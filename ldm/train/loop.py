@@ -118,8 +118,7 @@ class Trainer:
         """One step: loss, gradients, clipped; AdamW; moving average. Raises NumericError before a bad step is applied.
 
         In float16 a step whose gradients overflow is left out, at the next one they are scaled by half as much; that they overflow unscaled
-        is an error too. Raises MemoryNeedError where memory runs out; where that was amid the
-        change of the weights, `whole` is false.
+        is an error too. Raises MemoryNeedError where memory runs out; where that was amid the change of the weights, `whole` is false.
         """
         with named(f"step {self.step}", SMALLER):
             try:
