@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ldm.commands.streams import complain
-from ldm.errors import InputError, LdmError
+from ldm.commands.streams import answered
+from ldm.errors import InputError
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 NAMES = Path("/usr/share/unicode/emoji/emoji-test.txt")
@@ -80,12 +80,7 @@ def main() -> int:
     parser.add_argument("--names", type=Path, default=NAMES)
     parser.add_argument("--keywords", type=Path, default=KEYWORDS)
     args = parser.parse_args()
-    try:
-        render_all(args)
-    except (LdmError, OSError) as error:
-        complain(error)
-        return error.exit_code if isinstance(error, LdmError) else 1
-    return 0
+    return answered(lambda: render_all(args))
 
 
 def render_all(args: argparse.Namespace) -> None:

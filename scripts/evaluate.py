@@ -38,8 +38,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ldm
-from ldm.commands.streams import complain
-from ldm.errors import LdmError
+from ldm.commands.streams import answered
 from ldm.resources import configs
 from ldm.train.data import Composer, load_things, to_tensor
 from ldm.train.recipe import load_recipe
@@ -75,12 +74,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.count < 1 or args.seed < 0 or set(args.only.split(",")) - set(WAYS):
         parser.error(f"give --count 1 or more, --seed 0 or more, and --only of {', '.join(WAYS)}")
-    try:
-        evaluate(args)
-    except LdmError as error:
-        complain(error)
-        return error.exit_code
-    return 0
+    return answered(lambda: evaluate(args))
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -18,8 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import ldm
-from ldm.commands.streams import complain
-from ldm.errors import LdmError
+from ldm.commands.streams import answered
 from ldm.train.scenes import COLOURS
 
 PROMPTS = """
@@ -50,12 +49,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--columns", type=int, default=4)
     args = parser.parse_args()
-    try:
-        draw(args)
-    except (LdmError, OSError) as error:
-        complain(error)
-        return error.exit_code if isinstance(error, LdmError) else 1
-    return 0
+    return answered(lambda: draw(args))
 
 
 def draw(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import TextIO
 
 from ldm.errors import CODES, LdmError
@@ -35,6 +36,16 @@ def complain(error: BaseException, message: str | None = None, *, as_json: bool 
     known = code if isinstance(code, str) and code in CODES else LdmError.code
     line = " ".join((str(error) if message is None else message).splitlines())
     say(json.dumps({"error": {"code": known, "message": line}}) if as_json else f"ldm: error {known}: {line}")
+
+
+def answered(work: Callable[[], object]) -> int:
+    """The exit code of a script's work: 0, or that of its error, of which there is one line."""
+    try:
+        work()
+    except (LdmError, OSError) as error:
+        complain(error)
+        return error.exit_code if isinstance(error, LdmError) else LdmError.exit_code
+    return 0
 
 
 def tell(path: str | os.PathLike[str]) -> int:

@@ -18,8 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ldm.commands.streams import complain, say
-from ldm.errors import InputError, LdmError
+from ldm.commands.streams import answered, say
+from ldm.errors import InputError
 from ldm.resources import weights
 from scripts.bench.records import machine, today, versions
 from scripts.experiments import page
@@ -33,15 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = flags.parse_args(argv)
     if options.write == bool(options.name):
         flags.error("give the name of an experiment, or --write")
-    try:
-        if options.write:
-            say(f"{page.write(options.out or page.DOCS)}")
-        else:
-            experiment(flags, options)
-    except LdmError as error:
-        complain(error)
-        return error.exit_code
-    return 0
+    if options.write:
+        return answered(lambda: say(f"{page.write(options.out or page.DOCS)}"))
+    return answered(lambda: experiment(flags, options))
 
 
 def parser() -> argparse.ArgumentParser:
